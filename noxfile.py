@@ -1,0 +1,403 @@
+"""Every job of the repository. `nox --list` names them; CONTRIBUTING.md explains them.
+
+Environments are made by virtualenv and filled by pip, always under `constraints.txt`:
+without it pip would take the newest of everything, and with PyTorch gigabytes of CUDA.
+"""
+
+import os
+import pathlib
+import re
+import shutil
+import textwrap
+import tomllib
+import xml.etree.ElementTree
+import zipfile
+
+import nox
+
+
+nox.needs_version = ">=2025.5.1"
+nox.options.default_venv_backend = "virtualenv"
+nox.options.reuse_venv = "yes"
+nox.options.error_on_external_run = True
+nox.options.sessions = ["tests", "lint", "typecheck", "build", "docs"]
+
+# The packages and their test sessions; a new package is one line. "light" is the half
+# without a framework. A package without a session for it has its light tests run in
+# the first session it has.
+PACKAGES = {
+    "core": ("light", "jax"),
+    "deer": ("jax",),
+}
+BACKENDS = ("jax",)
+
+# One call per package and backend that shows a wheel to work on its own.
+SMOKE = {
+    "core-jax": """
+        import jax.numpy as jnp
+        from parafix.core.jax import affine_scan
+        x = affine_scan(jnp.full((3, 1), 0.5), jnp.ones((3, 1)), jnp.zeros(1))
+        assert jnp.allclose(x[:, 0], jnp.array([1.0, 1.5, 1.75])), x
+    """,
+    "deer-jax": """
+        import jax.numpy as jnp
+        from parafix.deer.jax import scan
+        def step(carry, x):
+            carry = jnp.tanh(0.5 * carry + x)
+            return carry, carry
+        carry, ys = scan(step, jnp.zeros(2), jnp.ones((5, 2)), solver="deer")
+        assert ys.shape == (5, 2) and jnp.allclose(ys[-1], carry), (carry, ys)
+        assert jnp.allclose(ys[0], jnp.tanh(1.0)), ys
+    """,
+}
+
+ROOT = pathlib.Path(__file__).parent
+CONSTRAINTS = "constraints.txt"
+OLDEST = "constraints-min.txt"
+FRAMEWORKS = ("jax", "torch", "numpy")
+
+
+def name_of(package, backend):
+    return package if backend == "light" else f"{package}-{backend}"
+
+
+def suites(halves=("light", *BACKENDS), *, tagged=False):
+    """The pairs of `PACKAGES` as parameters of a session.
+
+    Only the session `tests` is tagged: `nox -t deer` means the everyday tests, without
+    the slow ones.
+    """
+    return nox.parametrize(
+        ["package", "backend"],
+        [
+            nox.param(
+                package,
+                backend,
+                id=name_of(package, backend),
+                tags=[package, backend] if tagged else [],
+            )
+            for package, backends in PACKAGES.items()
+            for backend in backends
+            if backend in halves
+        ],
+    )
+
+
+def install(session, *requirements, constraints=CONSTRAINTS):
+    """Run `pip install` under the constraints; they hold for building packages too."""
+    path = str(ROOT / constraints)
+    session.install("-c", path, *requirements, env={"PIP_BUILD_CONSTRAINT": path})
+
+
+def editable(packages, *extras):
+    """Arguments that install packages of this repository in place.
+
+    In place means that tracebacks lead to the files one edits. What the wheels contain
+    is the business of the session `build`.
+    """
+    suffix = f"[{','.join(extras)}]" if extras else ""
+    for package in packages:
+        yield from ("-e", f"./packages/{package}{suffix}")
+
+
+def scratch(session):
+    return pathlib.Path(session.create_tmp()).resolve()
+
+
+def project(package):
+    text = (ROOT / "packages" / package / "pyproject.toml").read_text("utf-8")
+    return tomllib.loads(text)["project"]
+
+
+def install_suite(session, package, backend):
+    """Install what the tests of one package need in one of its halves."""
+    if backend == "light":
+        # Every package: the table of known distributions is held against them.
+        install(session, *editable(PACKAGES, "testing"))
+    else:
+        packages = dict.fromkeys(["core", package])
+        install(session, *editable(packages, backend, "testing"))
+
+
+def test_paths(package, backend):
+    """Where the tests of one package in one of its halves are, as pytest arguments."""
+    tests = ROOT / "packages" / package / "tests"
+    if backend != PACKAGES[package][0]:
+        return [str(tests / backend)]
+    others = sorted({*BACKENDS, "torch"} - {backend})
+    return [str(tests), *(f"--ignore={tests / other}" for other in others)]
+
+
+def is_path(argument):
+    path, *_ = argument.split("::")
+    return not path.startswith("-") and pathlib.Path(path).exists()
+
+
+def pytest_arguments(session, backend, paths):
+    """The arguments of pytest: `paths`, unless the person calling named some."""
+    if any(map(is_path, session.posargs)):
+        paths = []
+    checks = []
+    if backend == "jax":
+        # Annotated shapes and dtypes are checked while the tests run.
+        checked = ",".join(f"parafix.{package}.jax" for package in PACKAGES)
+        checks = [f"--jaxtyping-packages={checked},beartype.beartype"]
+    return [*checks, *paths, *session.posargs]
+
+
+def run_tests(session, backend, paths, **options):
+    # On a CPU whatever the machine has: `gpu` is the session for the rest.
+    environment = {"JAX_PLATFORMS": "cpu"}
+    arguments = pytest_arguments(session, backend, paths)
+    # pytest fails when it collects nothing, and so does the session.
+    session.run("pytest", *arguments, env=environment, **options)
+
+
+def run_marked(session, marker, backend, paths, env):
+    """Run the tests with a marker, and say so where there are none."""
+    report = scratch(session) / "report.xml"
+    arguments = pytest_arguments(session, backend, paths)
+    session.run(
+        "pytest",
+        *("-m", marker, f"--junitxml={report}"),
+        *arguments,
+        env=env,
+        # 5 is pytest's code for no tests.
+        success_codes=[0, 5],
+    )
+    suite = xml.etree.ElementTree.parse(report).getroot().find("testsuite")
+    if suite is None or suite.get("tests") == "0":
+        session.warn(f"no test is marked {marker!r} here: nothing was run")
+
+
+@nox.session
+@suites(tagged=True)
+def tests(session, package, backend):
+    """The everyday tests, one environment for each package and backend."""
+    install_suite(session, package, backend)
+    run_tests(session, backend, test_paths(package, backend))
+
+
+@nox.session
+@suites()
+def slow(session, package, backend):
+    """The tests marked `slow`, which `tests` leaves out."""
+    install_suite(session, package, backend)
+    env = {"JAX_PLATFORMS": "cpu"}
+    run_marked(session, "slow", backend, test_paths(package, backend), env)
+
+
+@nox.session
+@nox.parametrize("backend", [nox.param(backend, id=backend) for backend in BACKENDS])
+def gpu(session, backend):
+    """The tests marked `gpu`. Offline, in the environment that is active:
+    `nox --no-venv --no-install -s gpu`.
+    """
+    packages = [name for name, backends in PACKAGES.items() if backend in backends]
+    paths = [
+        str(folder)
+        for name in packages
+        if (folder := ROOT / "packages" / name / "tests" / backend).is_dir()
+    ]
+    accelerated = {"jax": "jax[cuda13]"}
+    install(session, *editable(packages, backend, "testing"), accelerated[backend])
+    env = {}
+    if isinstance(session.virtualenv, nox.virtualenv.PassthroughEnv):
+        env["PYTHONPATH"] = os.pathsep.join(source_path(session))
+    run_marked(session, "gpu", backend, paths, env)
+
+
+def source_path(session):
+    """What to put on the path where the packages are not installed and cannot be.
+
+    The source folders do for imports. The registry finds plugins by the metadata of
+    installed distributions, so the part it reads is written beside them.
+    """
+    folder = scratch(session) / "metadata"
+    shutil.rmtree(folder, ignore_errors=True)
+    for package in PACKAGES:
+        table = project(package)
+        stem = table["name"].replace("-", "_")
+        info = folder / f"{stem}-{version_of(package)}.dist-info"
+        info.mkdir(parents=True)
+        (info / "METADATA").write_text(
+            f"Metadata-Version: 2.1\nName: {table['name']}\n"
+            f"Version: {version_of(package)}\n",
+            "utf-8",
+        )
+        lines = []
+        for group, entries in table.get("entry-points", {}).items():
+            lines.append(f"[{group}]")
+            lines.extend(f"{name} = {target}" for name, target in entries.items())
+        (info / "entry_points.txt").write_text("\n".join(lines) + "\n", "utf-8")
+    return [str(folder)] + [str(ROOT / "packages" / name / "src") for name in PACKAGES]
+
+
+def version_of(package):
+    path = ROOT / "packages" / package / "src" / "parafix" / package / "_version.py"
+    match = re.search(r"__version__ = ['\"]([^'\"]+)['\"]", path.read_text("utf-8"))
+    return match.group(1)
+
+
+@nox.session
+def demo(session):
+    """DEER on a real recording; arguments after `--` go to `parafix demo deer`."""
+    install(session, *editable(["core", "deer"], "jax", "demo"))
+    session.run("parafix", "demo", "deer", *session.posargs)
+
+
+@nox.session
+def bench(session):
+    """Side-by-side timings; arguments after `--` go to `python -m benchmarks`."""
+    install(session, *editable(PACKAGES, *BACKENDS, "demo"))
+    session.run("python", "-m", "benchmarks", *session.posargs)
+
+
+@nox.session
+def lint(session):
+    """Style, formatting, and which package may import which."""
+    install(session, "ruff", "import-linter", *editable(PACKAGES))
+    session.run("ruff", "check", ".")
+    session.run("ruff", "format", "--check", ".")
+    session.run("lint-imports", "--no-logo", "--no-cache")
+
+
+@nox.session
+def typecheck(session):
+    """pyright; strict on the light half of the core."""
+    # The extra `nodejs` brings what pyright runs on, so that nothing else is needed.
+    tools = ["pyright[nodejs]", *editable(PACKAGES, *BACKENDS, "demo", "testing")]
+    install(session, *tools)
+    python = shutil.which("python", path=session.bin)
+    # Named one by one: pyright passes when it finds nothing, and fails when a folder that
+    # it is told to check is not there.
+    folders = [f"packages/{package}/src" for package in PACKAGES]
+    session.run("pyright", "--pythonpath", python, *(session.posargs or folders))
+
+
+@nox.session
+def docs(session):
+    """The documentation; a warning is an error. `-- serve` shows it while writing."""
+    # The API pages are read from the source files: no framework is needed.
+    install(session, "mkdocs", "mkdocs-material", "mkdocstrings[python]", "ruff")
+    # Material announces its successor at every build; the versions are fixed, so the
+    # news is no reason to act today.
+    env = {"NO_MKDOCS_2_WARNING": "1"}
+    session.run("mkdocs", *(session.posargs or ["build", "--strict"]), env=env)
+
+
+@nox.session
+def build(session):
+    """Wheels: no file in two of them, and each works alone in an empty environment."""
+    install(session, "build", "hatchling", "virtualenv")
+    dist = ROOT / "dist"
+    shutil.rmtree(dist, ignore_errors=True)
+    wheels = {}
+    for package in PACKAGES:
+        # hatchling is installed here, under the constraints: no isolation is needed.
+        session.run(
+            *("python", "-m", "build", "--no-isolation", "--outdir", str(dist)),
+            f"packages/{package}",
+            silent=True,
+        )
+        (wheels[package],) = dist.glob(f"parafix_{package}-*.whl")
+    check_contents(session, wheels)
+    for package in PACKAGES:
+        check_alone(session, package, wheels)
+
+
+def check_contents(session, wheels):
+    """Each wheel holds one package of the namespace and its licence, and no more."""
+    owner = {}
+    for package, wheel in wheels.items():
+        with zipfile.ZipFile(wheel) as archive:
+            names = archive.namelist()
+        for name in names:
+            if name in owner:
+                session.error(f"{name} is in {owner[name]} and in {wheel.name}")
+            owner[name] = wheel.name
+            inside = name.startswith(f"parafix/{package}/")
+            metadata = re.match(rf"parafix_{package}-[^/]+\.dist-info/", name)
+            if not (inside or metadata):
+                session.error(f"{wheel.name} holds {name}, which is none of its own")
+        for needed in (f"parafix/{package}/py.typed", "licenses/LICENSE"):
+            if not any(name.endswith(needed) for name in names):
+                session.error(f"{wheel.name} lacks {needed}")
+        session.log(f"{wheel.name}: {len(names)} files, none of them in another wheel")
+
+
+def check_alone(session, package, wheels):
+    """Install one wheel, with the core that it needs, and use it."""
+    folder = scratch(session) / package
+    session.run("virtualenv", "--quiet", "--clear", str(folder), silent=True)
+    python = str(folder / ("Scripts" if os.name == "nt" else "bin") / "python")
+    needed = list(dict.fromkeys(["core", package]))
+
+    def pip(*requirements):
+        session.run(
+            *(python, "-m", "pip", "install", "--quiet"),
+            *("-c", str(ROOT / CONSTRAINTS), *requirements),
+            external=True,
+        )
+
+    def check(code):
+        # Run from another folder: this one must not lend a module to the wheel.
+        with session.chdir(folder):
+            arguments = ["-I", "-W", "error", "-c", textwrap.dedent(code)]
+            session.run(python, *arguments, external=True, log=False)
+
+    pip(*(str(wheels[name]) for name in needed))
+    check(f"""
+        import importlib.metadata, sys
+        import parafix.core, parafix.{package}
+        loaded = set({FRAMEWORKS}) & set(sys.modules)
+        assert not loaded, f"importing parafix.{package} loads {{loaded}}"
+        assert not parafix.core.failures(), parafix.core.failures()
+        version = importlib.metadata.version("parafix-{package}")
+        assert parafix.{package}.__version__ == version
+        names = {{d.metadata["Name"] for d in importlib.metadata.distributions()}}
+        mine = {{name for name in names if name.startswith("parafix-")}}
+        assert mine == {{*{[project(name)["name"] for name in needed]}}}, mine
+        import parafix
+        assert parafix.__spec__.origin is None, "parafix has an __init__.py"
+    """)
+    for backend in PACKAGES[package]:
+        if backend == "light":
+            continue
+        pip(f"{wheels[package]}[{backend}]")
+        check(SMOKE[name_of(package, backend)])
+        others = {*FRAMEWORKS, *BACKENDS} - {backend, "numpy"}
+        check(f"""
+            import importlib.util, sys
+            for name in {sorted(others)}:
+                assert importlib.util.find_spec(name) is None, name
+            import parafix.core, parafix.{package}
+            loaded = set({FRAMEWORKS}) & set(sys.modules)
+            assert not loaded, f"importing parafix.{package} loads {{loaded}}"
+        """)
+    session.log(f"{wheels[package].name} works alone")
+    shutil.rmtree(folder)
+
+
+@nox.session
+@suites(BACKENDS)
+def minimums(session, package, backend):
+    """The tests with the oldest dependencies, against the oldest core allowed."""
+    requirements = list(editable([package], backend, "testing"))
+    if package != "core":
+        requirements += oldest_core(package, backend, "testing")
+    install(session, *requirements, constraints=OLDEST)
+    run_tests(session, backend, test_paths(package, backend))
+
+
+def oldest_core(package, *extras):
+    """The oldest core that a plugin allows: this one, or the one of an earlier tag."""
+    (requirement,) = (
+        text for text in project(package)["dependencies"] if "parafix-core" in text
+    )
+    bound = re.search(r">=([0-9.]+)", requirement).group(1)
+    release = ".".join([*bound.split("."), "0", "0"][:3])
+    if release == version_of("core"):
+        return list(editable(["core"], *extras))
+    url = f"git+{ROOT.as_uri()}@core-v{release}#subdirectory=packages/core"
+    return [f"parafix-core[{','.join(extras)}] @ {url}"]

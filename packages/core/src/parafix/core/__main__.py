@@ -1,0 +1,9 @@
+"""`python -m parafix.core` is the `parafix` command."""
+
+import sys
+
+from ._cli import main
+
+
+if __name__ == "__main__":
+    sys.exit(main())

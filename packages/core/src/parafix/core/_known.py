@@ -1,0 +1,24 @@
+"""Names that released distributions register, for those who have not installed them.
+
+A name that nobody has installed gets an answer that says what to install. A test holds
+both tables against every plugin that is installed.
+"""
+
+from typing import Final
+
+
+# (kind, name, backend) -> distribution. Aliases have lines of their own.
+KNOWN: Final[dict[tuple[str, str, str], str]] = {
+    ("rootfinder", "deer", "jax"): "parafix-deer",
+    ("rootfinder", "jacobi", "jax"): "parafix-core",
+    ("rootfinder", "sequential", "jax"): "parafix-core",
+    ("scan", "associative", "jax"): "parafix-core",
+    ("scan", "blocked", "jax"): "parafix-core",
+    ("scan", "sequential", "jax"): "parafix-core",
+    ("adjoint", "implicit", "jax"): "parafix-core",
+}
+
+# name -> (distribution, the extras that the demo needs)
+KNOWN_DEMOS: Final[dict[str, tuple[str, tuple[str, ...]]]] = {
+    "deer": ("parafix-deer", ("jax", "demo")),
+}

@@ -1,0 +1,183 @@
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Shaped
+
+
+from ._custom_types import Inexact
+from ._scan import AbstractScan, AssociativeScan, SequentialScan
+from ._scan.algebra import apply, is_dense, lag
+
+
+def affine_scan(
+    a: Shaped[Array, "..."],
+    b: Shaped[Array, "..."],
+    init: Shaped[Array, "..."] | None = None,
+    *,
+    reverse: bool = False,
+    scan: str | AbstractScan = "auto",
+) -> Inexact:
+    r"""Solve the affine recurrence $x_t = a_t x_{t-1} + b_t$ for all times.
+
+    !!! example
+
+        ```python
+        import jax.numpy as jnp
+        from parafix.core.jax import affine_scan
+
+        affine_scan(jnp.full((5, 1), 0.5), jnp.ones((5, 1)))  # 1, 1.5, 1.75, ...
+        ```
+
+    **Arguments:**
+
+    - `a`: the linear part: diagonal, with as many axes as `b`, or dense, with one more.
+        Every axis but the last (two, if dense) may have size 1, time included; such an
+        axis broadcasts and is not materialised.
+    - `b`: shape `(T, *batch, n)`, any `T >= 0`; float or complex.
+    - `init`: shape `(*batch, n)`, the state before the first step; zero by default, in
+        which case the first `a` is not read.
+    - `reverse`: if true, solve $x_t = a_t x_{t+1} + b_t$; `init` enters at the end.
+    - `scan`: an [`parafix.core.jax.AbstractScan`][], a registered name, or `"auto"`:
+        sequential on a CPU, associative elsewhere.
+
+    **Returns:**
+
+    `x`, of the shape of `b` and the common dtype of the arguments.
+
+    **Raises:**
+
+    `ValueError` if the shapes do not fit, `TypeError` for integers, and `ValueError`
+    with the reasons of a scan that was asked for and cannot serve.
+
+    ??? abstract "Derivatives"
+
+        The recurrence is a linear system `L x = b` with unit lower bidiagonal `L`, so
+        its tangents solve the same recurrence and its cotangents the transposed one,
+        `λ_t = g_t + a_{t+1}^T λ_{t+1}`: one scan in the other direction. The derivative
+        is defined on the system and not on the scan, hence is right for every scan and
+        to every order.
+    """
+    a, b, init = _checked(a, b, init)
+    chosen = scan if isinstance(scan, str) and scan == "auto" else as_scan(scan)
+    if isinstance(chosen, AbstractScan):
+        reasons = chosen.reasons_against(a, b)
+        if reasons:
+            raise ValueError(
+                f"scan={scan!r} cannot solve this recurrence (a: {a.dtype}{a.shape}, "
+                f"b: {b.dtype}{b.shape}): " + "; ".join(reasons)
+            )
+    if b.size == 0:
+        return b
+    if init is None:
+        init = jnp.zeros(b.shape[1:], b.dtype)
+        if a.shape[0] == b.shape[0]:
+            # So that a NaN there cannot reach the result as `NaN * 0`.
+            a = a.at[-1 if reverse else 0].set(0)
+    return _solve(chosen, a, b, init, reverse)
+
+
+def as_scan(scan: str | AbstractScan) -> AbstractScan:
+    """The scan that `scan` names, or `scan` itself."""
+    if isinstance(scan, AbstractScan):
+        return scan
+    if not isinstance(scan, str):
+        raise TypeError(
+            f"`scan` must be an AbstractScan or the name of one, got {scan!r}."
+        )
+    return get("scan", scan, backend="jax")()
+
+
+def _run(scan, a, b, init, reverse):
+    if scan != "auto":
+        return scan.solve(a, b, init, reverse)
+    return lax.platform_dependent(
+        a,
+        b,
+        init,
+        cpu=lambda a, b, init: SequentialScan().solve(a, b, init, reverse),
+        default=lambda a, b, init: AssociativeScan().solve(a, b, init, reverse),
+    )
+
+
+def _solve(scan, a, b, init, reverse):
+    # The unknown is (x, x_0), so that `init` is a right-hand side like `b`.
+    def matvec(unknown):
+        x, x0 = unknown
+        return x - apply(a, lag(x, x0, reverse)), x0
+
+    def solve(_, rhs):
+        b, init = rhs
+        return _run(scan, a, b, init, reverse), init
+
+    def transpose_solve(_, cotangent):
+        g, g0 = cotangent
+        a_t = jnp.swapaxes(a, -1, -2) if is_dense(a, b) else a
+        if a.shape[0] == b.shape[0]:
+            boundary = jnp.zeros_like(a_t[:1])
+            if reverse:
+                shifted = jnp.concatenate([boundary, a_t[:-1]])
+            else:
+                shifted = jnp.concatenate([a_t[1:], boundary])
+        else:
+            shifted = a_t
+        adjoint = _run(scan, shifted, g, jnp.zeros_like(g0), not reverse)
+        edge = -1 if reverse else 0
+        return adjoint, g0 + apply(a_t[edge], adjoint[edge])
+
+    rhs = _tied(b, init)
+    x, _ = lax.custom_linear_solve(matvec, rhs, solve, transpose_solve)
+    return x
+
+
+def _tied(b, init):
+    """`(b, init)`, each of which depends linearly on the other, by zero.
+
+    `custom_linear_solve` can be transposed only if all its right-hand sides are linear
+    at once, and in higher derivatives one of the two may be constant. A constant
+    predicate costs nothing and keeps a NaN on its own side.
+    """
+    never = jnp.zeros((), bool)
+    return (
+        b + jnp.where(never, init, jnp.zeros_like(init))[None],
+        init + jnp.where(never, b[0], jnp.zeros_like(init)),
+    )
+
+
+def _checked(a, b, init):
+    a, b = jnp.asarray(a), jnp.asarray(b)
+    init = None if init is None else jnp.asarray(init)
+    given = [x for x in (a, b, init) if x is not None]
+    for name, x in (("a", a), ("b", b), ("init", init)):
+        if x is not None and not jnp.issubdtype(x.dtype, jnp.inexact):
+            raise TypeError(f"`{name}` must be float or complex, got {x.dtype}.")
+    with jax.numpy_dtype_promotion("standard"):
+        dtype = jnp.result_type(*given)
+    if b.ndim < 2:
+        raise ValueError(f"`b` must have shape (T, *batch, n), got {b.shape}.")
+    if a.ndim == b.ndim:
+        full = b.shape
+        tail = 1
+    elif a.ndim == b.ndim + 1:
+        full = (*b.shape, b.shape[-1])
+        tail = 2
+    else:
+        raise ValueError(
+            "`a` must have as many axes as `b` (diagonal) or one more (dense); got "
+            f"a: {a.shape}, b: {b.shape}."
+        )
+    lead_ok = all(
+        i in (1, j) for i, j in zip(a.shape[:-tail], full[:-tail], strict=True)
+    )
+    if not lead_ok or a.shape[-tail:] != full[-tail:]:
+        raise ValueError(
+            f"`a` of shape {a.shape} does not fit `b` of shape {b.shape}: expected "
+            f"{full}, where every axis but the last {'two' if tail == 2 else 'one'} "
+            "may be 1."
+        )
+    if init is not None and init.shape != b.shape[1:]:
+        raise ValueError(
+            f"`init` must have shape {b.shape[1:]}, that of one time step of `b`; got "
+            f"{init.shape}."
+        )
+    init = None if init is None else init.astype(dtype)
+    return a.astype(dtype), b.astype(dtype), init

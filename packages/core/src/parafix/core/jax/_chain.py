@@ -1,0 +1,122 @@
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float, Int, PyTree, Shaped
+
+from ._custom_types import State, States
+
+
+_Carry = TypeVar("_Carry")
+
+
+class Chain(eqx.Module):
+    """A chain: `z_t = step(z_{t-1}, x_t)` for `t = 1, ..., T`, from `z_0 = init`.
+
+    As one equation it is `z = f(z)` with `f(z)_t = step(z_{t-1}, x_t)`, whose Jacobian
+    has its blocks just below the diagonal.
+    """
+
+    step: Callable[[State, Any], State]
+    init: State
+    xs: PyTree[Shaped[Array, "T ..."]]
+    length: int = eqx.field(static=True)
+    offset: Int[Array, ""] | int = 0
+    stride: int = eqx.field(static=True, default=1)
+    leaves: tuple[tuple[str, int], ...] = eqx.field(static=True, default=())
+    eps: float | None = eqx.field(static=True, default=None)
+
+    def __check_init__(self):
+        for x in jax.tree.leaves(self.xs):
+            if x.shape[:1] != (self.length,):
+                raise ValueError(
+                    f"Every leaf of `xs` must have `length` = {self.length} as its "
+                    f"first axis, got shape {x.shape}."
+                )
+
+    @property
+    def rounding(self) -> float:
+        """The relative rounding error of a step."""
+        return float(jnp.finfo(self.init.dtype).eps) if self.eps is None else self.eps
+
+    @property
+    def size(self) -> int:
+        """`n`, the number of entries of a state."""
+        return self.init.shape[0]
+
+    def lag(self, z: States) -> States:
+        """`z_{t-1}` for all `t`: `z` one step later, `init` in front."""
+        return jnp.concatenate([self.init[None], z[:-1]])
+
+    def __call__(self, z: States) -> States:
+        """`f(z)`: all steps at once."""
+        return jax.vmap(self.step)(self.lag(z), self.xs)
+
+
+Chain.__init__.__doc__ = """**Arguments:**
+
+- `step`: maps a state `(n,)` and one slice of `xs` to the next state `(n,)`.
+- `init`: shape `(n,)`, real floats: the state before the first step.
+- `xs`: a pytree of arrays with `length` as their first axis; `None` if `step` takes no
+    input.
+- `length`: the number of steps `T >= 0`.
+- `offset`, `stride`: entry `i` is called position `offset + stride * i` in messages.
+- `leaves`: `(name, size)` of the leaves that a state consists of, in order, for
+    messages.
+- `eps`: the relative rounding error of a step; that of the dtype of `init` by default.
+"""
+
+
+def jacobian(
+    step: Callable[[State, Any], State], z: State, x: Any
+) -> tuple[State, Float[Array, "n n"]]:
+    """`step(z, x)` and its Jacobian in `z`: one linearisation, `n` tangents."""
+    f, tangent = jax.linearize(lambda z: step(z, x), z)
+    # The unit vectors are the same at all times, so under `vmap` over time they are not
+    # batched and their products with the linearisation are shared.
+    return f, jax.vmap(tangent, out_axes=1)(jnp.eye(z.size, dtype=z.dtype))
+
+
+def scan_chunks(
+    body: Callable[[_Carry, PyTree], tuple[_Carry, PyTree]],
+    carry: _Carry,
+    elements: PyTree[Shaped[Array, "T ..."]],
+    length: int,
+    chunk: int,
+) -> tuple[_Carry, PyTree[Shaped[Array, "T ..."]]]:
+    """As `lax.scan`, but `body` gets `chunk` consecutive elements at once.
+
+    The last call gets what remains. What `body` forms from its elements (Jacobian
+    blocks, above all) is never held for more than one chunk.
+    """
+    if chunk >= length:
+        return body(carry, elements)
+    count, rest = divmod(length, chunk)
+    head = count * chunk
+
+    def split(x):
+        return x[:head].reshape(count, chunk, *x.shape[1:])
+
+    carry, out = lax.scan(body, carry, jax.tree.map(split, elements))
+    out = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), out)
+    if rest:
+        carry, last = body(carry, jax.tree.map(lambda x: x[head:], elements))
+        out = jax.tree.map(lambda x, y: jnp.concatenate([x, y]), out, last)
+    return carry, out
+
+
+def chunk_size(chunk: int | None, length: int, size: int) -> int:
+    """How many steps to hold Jacobian blocks for; `None` decides.
+
+    On a CPU blocks that leave the cache, or need fresh pages, cost more than forming
+    them. Elsewhere a loop over chunks would serialise the scan. Either way the numbers
+    agree to rounding, so the backend may be read while tracing.
+    """
+    if chunk is not None:
+        return max(1, min(chunk, length))
+    if jax.default_backend() != "cpu" or size < 4:
+        return max(1, length)
+    return max(1, min(100, length))

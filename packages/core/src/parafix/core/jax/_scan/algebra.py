@@ -1,0 +1,33 @@
+"""The algebra of affine maps `x -> a x + b`, for diagonal and dense `a`."""
+
+import jax.numpy as jnp
+from jax import lax
+
+from .._custom_types import Inexact
+
+
+def is_dense(a: Inexact, b: Inexact) -> bool:
+    return a.ndim == b.ndim + 1
+
+
+def apply(a: Inexact, x: Inexact) -> Inexact:
+    """`a x`, with `a` diagonal (as many axes as `x`) or dense (one more)."""
+    if a.ndim == x.ndim:
+        return a * x
+    # A sum of products is several times faster than a batched `dot_general` for the
+    # small `n` that a dense scan is for, and never runs in TF32.
+    return (a * x[..., None, :]).sum(-1)
+
+
+def compose(second: Inexact, first: Inexact, dense: bool) -> Inexact:
+    """The linear part of `second` after `first`."""
+    if dense:
+        return jnp.matmul(second, first, precision=lax.Precision.HIGHEST)
+    return second * first
+
+
+def lag(x: Inexact, init: Inexact, reverse: bool) -> Inexact:
+    """`x_{t-1}` (`x_{t+1}` if `reverse`), with `init` beyond the boundary."""
+    if reverse:
+        return jnp.concatenate([x[1:], init[None]])
+    return jnp.concatenate([init[None], x[:-1]])

@@ -1,0 +1,56 @@
+from typing import Any, Generic, TypeVar
+
+import equinox as eqx
+from jaxtyping import Array, PyTree, Shaped
+
+from ._result import RESULTS, sentence
+
+
+_Value = TypeVar("_Value")
+
+
+class Solution(eqx.Module, Generic[_Value]):
+    """What a solve returns.
+
+    **Attributes:**
+
+    - `value`: the solution, or the last iterate of a solve that failed.
+    - `result`: a [`parafix.core.jax.RESULTS`][] member.
+    - `stats`: a dictionary of scalars:
+        `num_steps` (sweeps, or steps of the solver; summed over windows),
+        `num_evals` (calls of `f`, each of all times at once),
+        `num_linear` (Jacobian-vector products, likewise),
+        `residual` (`max |f(z) - z| / (atol + rtol |z|)` at `value`),
+        and for chains `converged_prefix` (how many entries from the start are right to
+        within tolerance) and `error_estimate` (how far rounding may have carried
+        `value` from what another order of the same operations gives, relative to the
+        largest entry).
+    """
+
+    value: _Value
+    result: RESULTS
+    stats: dict[str, PyTree[Shaped[Array, ""]]]
+    position: Shaped[Array, ""] | int = 0
+    leaf: Shaped[Array, ""] | int = 0
+    leaves: tuple[str, ...] = eqx.field(static=True, default=())
+
+    def message(self) -> str:
+        """The sentence of `result`, with the first bad position and leaf.
+
+        Empty if the solve was successful. Needs concrete values: call it outside `jit`,
+        and on one sample of a batch.
+        """
+        code = int(_item(self.result._value))
+        if code == 0:
+            return ""
+        leaf = self.leaves[int(_item(self.leaf))] if self.leaves else ""
+        return sentence(code, int(_item(self.position)), leaf)
+
+
+def _item(x: Any) -> Any:
+    if getattr(x, "size", 1) != 1:
+        raise ValueError(
+            "`message()` is about one sample; take one with "
+            "`jax.tree.map(lambda x: x[i], solution)`."
+        )
+    return x

@@ -1,0 +1,264 @@
+import dataclasses
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import optimistix as optx
+from jax import lax
+
+from .. import get
+from ._adjoint import ChainAdjoint
+from ._chain import Chain, scan_chunks
+from ._custom_types import FloatScalar, IntScalar, States
+from ._result import RESULTS, leaf_of
+from ._solution import Solution
+from ._solver import Sequential, as_sweep
+from ._sweep import AbstractSweep, ErrorEstimate, certify, worst_entry
+from ._tolerance import checked_tolerance
+
+
+@eqx.filter_jit
+def solve_chain(
+    problem: Chain,
+    *,
+    solver: str | AbstractSweep | Sequential = "jacobi",
+    guess: States | None = None,
+    adjoint: str | ChainAdjoint = "implicit",
+    rtol: float | None = None,
+    atol: float | None = None,
+    max_steps: int | None = None,
+    window: int | None = None,
+    throw: bool = True,
+) -> Solution[States]:
+    """Solve a chain for all its states at once.
+
+    Written for one sample: batches come by `jax.vmap`, in which every sample stops by
+    itself and the others change no bit of it.
+
+    **Arguments:**
+
+    - `problem`: a [`parafix.core.jax.Chain`][] of length `T` and state size `n`.
+    - `solver`: an [`parafix.core.jax.AbstractSweep`][], a
+        [`parafix.core.jax.Sequential`][], or a registered name, which is built from
+        `rtol` and `atol`.
+    - `guess`: shape `(T, n)`; the initial state at all times by default. Entries that
+        are not finite count as zero. Its gradient is zero.
+    - `adjoint`: a [`parafix.core.jax.ChainAdjoint`][] or a registered name.
+    - `rtol`, `atol`: `eps^(3/4)` of the dtype by default.
+    - `max_steps`: at most this many sweeps (in each window); `T`, which always is
+        enough, by default.
+    - `window`: solve this many times to the end before going on to the next, which
+        bounds memory by `O(T n) + O(window n^2)`, gradients included; `None` for all.
+    - `throw`: whether a failure raises, also under `jit` and when only a gradient is
+        asked for.
+
+    **Returns:**
+
+    A [`parafix.core.jax.Solution`][] with `value` of shape `(T, n)`. When a solve
+    fails, that is the last iterate, exact on its prefix; from the first time at which
+    the true state is not finite it is NaN.
+
+    ??? cite "Reference"
+
+        The view of a recurrence as one equation, and its Newton iteration, are from
+        Lim, Zhu, Selfridge and Kasim, "Parallelizing non-linear sequential models over
+        the sequence length", ICLR 2024, equations 3 to 5.
+    """
+    length, size = problem.length, problem.size
+    dtype = problem.init.dtype
+    if not jnp.issubdtype(dtype, jnp.floating):
+        raise TypeError(f"`init` must be real floats, got {dtype}.")
+    if guess is not None and guess.shape != (length, size):
+        raise ValueError(
+            f"`guess` must have shape {(length, size)}, one state for every time; got "
+            f"{guess.shape}."
+        )
+    for name, value in (("max_steps", max_steps), ("window", window)):
+        if value is not None and value < 1:
+            raise ValueError(f"`{name}` must be at least 1, got {value}.")
+    solver = as_sweep(solver, rtol, atol, dtype)
+    if isinstance(adjoint, str):
+        adjoint = get("adjoint", adjoint, backend="jax")()
+    if length == 0 or size == 0:
+        return _empty_solution(problem)
+    # What the step closes over becomes part of the problem, so that the adjoint sees it.
+    first = jax.tree.map(lambda x: x[0], problem.xs)
+    step = eqx.filter_closure_convert(problem.step, problem.init, first)
+    problem = eqx.tree_at(lambda p: p.step, problem, step)
+    if isinstance(solver, Sequential):
+        return _solve_sequentially(problem, solver)
+    window = length if window is None else min(window, length)
+    return _solve_windows(problem, solver, guess, adjoint, max_steps, window, throw)
+
+
+def assess(
+    problem: Chain,
+    z: States,
+    *,
+    rtol: float | None = None,
+    atol: float | None = None,
+) -> Solution[States]:
+    """What can be said of states that the sequential program returned.
+
+    **Arguments:**
+
+    - `problem`: a [`parafix.core.jax.Chain`][] of length `T` and state size `n`.
+    - `z`: shape `(T, n)`, its states, one step after the other.
+    - `rtol`, `atol`: the unit in which the residual is given.
+
+    **Returns:**
+
+    A [`parafix.core.jax.Solution`][] whose `value` is `z`: `successful`, or `nonfinite`
+    with the first position at which it is not finite. The residual is not zero but of
+    the size of rounding, since all times are evaluated at once for it.
+    """
+    if z.size == 0:
+        return _empty_solution(problem)
+    # What is reported about the states carries no derivative.
+    fixed, fixed_z = _stop_gradient((problem, z))
+    bad = ~jnp.isfinite(fixed_z).all(-1)
+    prefix = jnp.where(bad.any(), jnp.argmax(bad), problem.length)
+    residual, error = certify(
+        fixed,
+        fixed_z,
+        ErrorEstimate.zero(fixed.init),
+        checked_tolerance("rtol", rtol, z.dtype),
+        checked_tolerance("atol", atol, z.dtype),
+    )
+    summary = _Summary(
+        RESULTS.where(bad.any(), RESULTS.nonfinite, RESULTS.successful),
+        prefix,
+        jnp.array(problem.length),
+        residual,
+        worst_entry(fixed, fixed_z, prefix),
+    )
+    counts = {"num_evals": jnp.array(2), "num_linear": jnp.array(problem.size)}
+    return _solution(problem, z, summary, error, counts)
+
+
+def _empty_solution(problem):
+    none = jnp.array(0)
+    summary = _Summary(
+        RESULTS.successful,
+        jnp.array(problem.length),
+        none,
+        jnp.zeros((), problem.init.dtype),
+        none,
+    )
+    return _solution(
+        problem,
+        jnp.zeros((problem.length, problem.size), problem.init.dtype),
+        summary,
+        ErrorEstimate.zero(problem.init),
+        {"num_evals": none, "num_linear": none},
+    )
+
+
+class _Summary(eqx.Module):
+    """What one window reports."""
+
+    result: RESULTS
+    prefix: IntScalar
+    num_steps: IntScalar
+    residual: FloatScalar
+    entry: IntScalar
+
+
+def _solve_windows(problem, solver, guess, adjoint, max_steps, window, throw):
+    def body(carry, elements):
+        init, error = carry
+        xs, guess, index = elements
+        part = Chain(
+            problem.step,
+            init,
+            xs,
+            index.shape[0],
+            problem.offset + problem.stride * index[0],
+            problem.stride,
+            problem.leaves,
+            problem.eps,
+        )
+        z, stats = _solve_one(part, solver, guess, adjoint, max_steps, error, throw)
+        summary = _Summary(
+            stats["result"],
+            index[0] + stats["converged_prefix"],
+            stats["num_steps"],
+            stats["residual"],
+            stats["entry"],
+        )
+        return (z[-1], stats["error"]), (z, jax.tree.map(lambda x: x[None], summary))
+
+    (_, error), (z, summaries) = scan_chunks(
+        body,
+        (problem.init, ErrorEstimate.zero(problem.init)),
+        (problem.xs, guess, jnp.arange(problem.length)),
+        problem.length,
+        window,
+    )
+    # The first window that failed speaks for all.
+    failed = summaries.result != RESULTS.successful
+    one = jnp.where(failed.any(), jnp.argmax(failed), failed.shape[0] - 1)
+    summary = jax.tree.map(lambda x: x[one], summaries)
+    summary = dataclasses.replace(
+        summary,
+        num_steps=summaries.num_steps.sum(),
+        residual=summaries.residual.max(),
+    )
+    # Each window is certified by one more evaluation.
+    windows = failed.shape[0]
+    counts = {
+        "num_evals": summary.num_steps + windows,
+        "num_linear": summary.num_steps * solver.num_linear(problem.size)
+        + windows * problem.size,
+    }
+    return _solution(problem, z, summary, error, counts)
+
+
+def _solve_one(problem, solver, guess, adjoint, max_steps, error, throw):
+    if guess is None:
+        guess = jnp.broadcast_to(problem.init, (problem.length, problem.size))
+    guess = lax.stop_gradient(jnp.where(jnp.isfinite(guess), guess, 0))
+    sol = optx.fixed_point(
+        lambda z, problem: problem(z),
+        solver,
+        guess,
+        args=problem,
+        options={"problem": problem, "error": error, "throw": throw},
+        max_steps=problem.length if max_steps is None else max_steps,
+        adjoint=adjoint,
+        throw=False,
+    )
+    return sol.value, sol.stats
+
+
+def _solve_sequentially(problem, solver):
+    def body(z, x):
+        z = problem.step(z, x)
+        return z, z
+
+    _, z = lax.scan(body, problem.init, problem.xs, length=problem.length)
+    return assess(problem, z, rtol=solver.rtol, atol=solver.atol)
+
+
+def _solution(problem, z, summary, error, counts):
+    return Solution(
+        value=z,
+        result=summary.result,
+        stats={
+            "num_steps": summary.num_steps,
+            **counts,
+            "residual": summary.residual,
+            "converged_prefix": summary.prefix,
+            "error_estimate": error.value,
+        },
+        position=problem.offset + problem.stride * summary.prefix,
+        leaf=leaf_of(summary.entry, problem.leaves),
+        leaves=tuple(name for name, _ in problem.leaves),
+    )
+
+
+def _stop_gradient(tree):
+    def stop(x):
+        return lax.stop_gradient(x) if eqx.is_inexact_array(x) else x
+
+    return jax.tree.map(stop, tree)

@@ -1,0 +1,52 @@
+from typing import Any
+
+import equinox as eqx
+import optimistix as optx
+
+from .. import get
+from ._sweep import AbstractSweep
+from ._tolerance import checked_tolerance
+
+
+class Sequential(eqx.Module):
+    """One step after the other, by the framework's own loop.
+
+    Stands where a solver is asked for. There is nothing to converge, so the tolerances
+    only set the unit in which a residual is reported.
+    """
+
+    rtol: float
+    atol: float
+
+
+def as_solver(solver: Any, rtol: Any, atol: Any, dtype: Any) -> Any:
+    """The solver that `solver` names, built from the tolerances, or `solver` itself."""
+    if isinstance(solver, str):
+        target = get("rootfinder", solver, backend="jax")
+        return target(
+            rtol=checked_tolerance("rtol", rtol, dtype),
+            atol=checked_tolerance("atol", atol, dtype),
+        )
+    if not isinstance(solver, Sequential | optx.AbstractFixedPointSolver):
+        raise TypeError(
+            "`solver` must be the name of a registered rootfinder or a solver object "
+            f"such as `Jacobi(rtol=..., atol=...)`, got {solver!r}."
+        )
+    for name, value in (("rtol", rtol), ("atol", atol)):
+        if value is not None:
+            raise ValueError(
+                f"`{name}` was given and so was a solver object, which has its own: "
+                f"set `{name}` on the solver."
+            )
+    return solver
+
+
+def as_sweep(solver: Any, rtol: Any, atol: Any, dtype: Any) -> AbstractSweep | Sequential:
+    """As `as_solver`, for a chain."""
+    solver = as_solver(solver, rtol, atol, dtype)
+    if not isinstance(solver, AbstractSweep | Sequential):
+        raise TypeError(
+            f"{type(solver).__name__} solves dense problems; a chain needs a sweep: "
+            '"deer", "jacobi" or "sequential".'
+        )
+    return solver

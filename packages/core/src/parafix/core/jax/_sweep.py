@@ -1,0 +1,302 @@
+import abc
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import optimistix as optx
+from equinox import AbstractVar
+from jax import lax
+from jaxtyping import Array, Float
+
+from ._affine_scan import affine_scan
+from ._chain import Chain, chunk_size, jacobian, scan_chunks
+from ._custom_types import BoolScalar, FloatScalar, IntScalar, State, States
+from ._result import RESULTS, fail_if, leaf_of
+from ._scan import AbstractScan
+
+
+class ErrorEstimate(eqx.Module):
+    """How far rounding may have carried the solution, carried along a chain.
+
+    Rounding perturbs every step by about `eps |z_t|`, and the chain propagates it:
+    `e_t = A_t e_{t-1} + eps |z_t| s_t` with signs `s_t`. The estimate is
+    `max_t |e_t| / max_t |z_t|`.
+    """
+
+    last: State
+    error: FloatScalar
+    scale: FloatScalar
+
+    @classmethod
+    def zero(cls, init: State) -> "ErrorEstimate":
+        zero = jnp.zeros((), init.dtype)
+        return cls(jnp.zeros_like(init), zero, zero)
+
+    @property
+    def value(self) -> FloatScalar:
+        relative = self.error / self.scale
+        return jnp.where(self.error == 0, 0, relative)
+
+
+class _SweepState(eqx.Module):
+    # All about the iterate that entered the last sweep.
+    prefix: IntScalar
+    nonfinite: BoolScalar
+    num_steps: IntScalar
+
+
+class AbstractSweep(optx.AbstractFixedPointSolver):
+    """Solves a chain by sweeps that treat all times at once.
+
+    With `f` and a matrix `A_t` for every time, one sweep takes `z` to
+
+    `z'_t = f(z)_t + A_t (z'_{t-1} - z_{t-1})`,
+
+    which is one affine scan. Subclasses say what `A_t` is, and nothing else: the
+    Jacobian gives Newton's method (DEER), its diagonal quasi-DEER, zero Jacobi, the
+    identity Picard. Whatever `A_t`, the first `k` states are final after `k` sweeps,
+    since `z_{t-1}` being right makes the correction zero and `z'_t = f(z)_t` right.
+
+    - A sweep works in `f`, `r = f - z` and `d = z' - z`, so that rounding scales with
+      the update and the correction is exactly zero on the exact prefix.
+    - From the first time at which `z'` is not finite, it is replaced by `f`, and where
+      `f` is not finite by `z`: iterates are always finite, and a NaN ahead cannot reach
+      the times before it.
+    - A solve has converged when `|r|` and `|d|` are both within `atol + rtol |z|` at all
+      times. It has failed for good when they are at all times before `t`, and `f_t` is
+      not finite: then the sequential program returns that value too.
+    """
+
+    rtol: AbstractVar[float]
+    atol: AbstractVar[float]
+    scan: AbstractVar[str | AbstractScan]
+    chunk: AbstractVar[int | None]
+
+    @abc.abstractmethod
+    def transition(
+        self, step: Callable[[State, Any], State], z: State, x: Any
+    ) -> tuple[State, Float[Array, "n n"] | Float[Array, " n"] | None]:
+        """`step(z, x)` and the `A_t` that goes with it, at one time.
+
+        **Arguments:**
+
+        - `step`: maps a state `(n,)` and an input to the next state `(n,)`.
+        - `z`: shape `(n,)`, the state before this time in the current iterate.
+        - `x`: the input at this time.
+
+        **Returns:**
+
+        The next state `(n,)` and `A_t`: dense `(n, n)`, diagonal `(n,)`, or `None` for
+        zero.
+        """
+
+    @abc.abstractmethod
+    def num_linear(self, size: int) -> int:
+        """How many Jacobian-vector products `transition` takes for `size` entries."""
+
+    @property
+    def norm(self):
+        return optx.max_norm
+
+    def init(self, fn, y, args, options, f_struct, aux_struct, tags):
+        del fn, y, args, options, f_struct, aux_struct, tags
+        return _SweepState(jnp.array(0), jnp.array(False), jnp.array(0))
+
+    def step(self, fn, y, args, options, state, tags):
+        del fn, args, tags
+        z, prefix, nonfinite = _sweep(self, options["problem"], y)
+        return z, _SweepState(prefix, nonfinite, state.num_steps + 1), None
+
+    def terminate(self, fn, y, args, options, state, tags):
+        del fn, args, options, tags
+        done = (state.prefix == y.shape[0]) | state.nonfinite
+        return done, optx.RESULTS.successful
+
+    def postprocess(self, fn, y, aux, args, options, state, tags, result):
+        del fn, args, tags, result
+        problem: Chain = options["problem"]
+        length = problem.length
+        converged = state.prefix == length
+        residual, error = certify(
+            problem, y, options["error"], self.rtol, self.atol, self.scan, self.chunk
+        )
+        ill_conditioned = ~(error.value <= problem.rounding**0.5)
+        code = RESULTS.where(
+            ill_conditioned, RESULTS.ill_conditioned, RESULTS.successful
+        )
+        code = RESULTS.where(converged, code, RESULTS.max_steps_reached)
+        code = RESULTS.where(state.nonfinite, RESULTS.nonfinite, code)
+        # The prefix is about the iterate that entered the last sweep. The one that is
+        # returned has one more state within tolerance, and at least `num_steps` exact.
+        advanced = jnp.minimum(
+            jnp.maximum(state.prefix + 1, state.num_steps), length
+        )
+        prefix = jnp.where(state.nonfinite | converged, state.prefix, advanced)
+        suffix = state.nonfinite & (jnp.arange(length) >= prefix)
+        y = jnp.where(suffix[:, None], jnp.nan, y)
+        entry = worst_entry(problem, y, prefix)
+        if options["throw"]:
+            leaf = leaf_of(entry, problem.leaves)
+            y = fail_if(y, code, problem, prefix, leaf)
+        stats = {
+            "num_steps": state.num_steps,
+            "residual": residual,
+            "converged_prefix": prefix,
+            "error": error,
+            "entry": entry,
+            "result": code,
+        }
+        return y, aux, stats
+
+
+class Jacobi(AbstractSweep):
+    """Jacobi: `A_t = 0`, so `z' = f(z)`. No Jacobian and no scan.
+
+    A sweep is as cheap as it can be; the number of sweeps is the memory length of the
+    chain, whatever `T`.
+    """
+
+    rtol: float
+    atol: float
+    scan: str | AbstractScan = "auto"
+    chunk: int | None = None
+
+    def transition(self, step, z, x):
+        return step(z, x), None
+
+    def num_linear(self, size):
+        del size
+        return 0
+
+
+_sweep_arguments = """**Arguments:**
+
+- `rtol`, `atol`: relative and absolute tolerance: a state `z` is within tolerance if
+    the residual and the last update are at most `atol + rtol |z|`, entry by entry.
+- `scan`: an [`parafix.core.jax.AbstractScan`][] or a registered name, for the affine
+    recurrence inside a sweep; `"auto"` goes by the platform.
+- `chunk`: hold Jacobian blocks for this many times at once; `None` decides. It changes
+    memory and speed, and the numbers to rounding.
+"""
+Jacobi.__init__.__doc__ = _sweep_arguments
+
+
+def _sweep(solver, problem, z):
+    """One sweep: the next iterate, and what is known of the entering one."""
+    length = problem.length
+    index = jnp.arange(length)
+
+    def body(carry, elements):
+        last, broken, prefix, first_nonfinite = carry
+        lag, z, xs, index = elements
+        f, a = jax.vmap(lambda z, x: solver.transition(problem.step, z, x))(lag, xs)
+        # Otherwise `f` is evaluated once more inside `r`, with other rounding, and `r`
+        # is not zero where `z` is exact.
+        f = lax.optimization_barrier(f)
+        r = f - z
+        d = r if a is None else _propagate(solver.scan, a, r, last, index)
+        new = f + (d - r)
+
+        def first(where):
+            return jnp.min(jnp.where(where, index, length))
+
+        broken = jnp.minimum(broken, first(~jnp.isfinite(new).all(-1)))
+        quarantine = (index >= broken)[:, None]
+        new = jnp.where(quarantine, jnp.where(jnp.isfinite(f), f, z), new)
+        d = jnp.where(quarantine, new - z, d)
+        tol = solver.atol + solver.rtol * jnp.abs(z)
+        within = ((jnp.abs(r) <= tol) & (jnp.abs(d) <= tol)).all(-1)
+        prefix = jnp.minimum(prefix, first(~within))
+        first_nonfinite = jnp.minimum(first_nonfinite, first(~jnp.isfinite(f).all(-1)))
+        return (d[-1], broken, prefix, first_nonfinite), new
+
+    end = jnp.array(length)
+    (_, _, prefix, first_nonfinite), new = scan_chunks(
+        body,
+        (jnp.zeros_like(problem.init), end, end, end),
+        (problem.lag(z), z, problem.xs, index),
+        length,
+        chunk_size(solver.chunk, length, problem.size),
+    )
+    return new, prefix, (prefix == first_nonfinite) & (prefix < length)
+
+
+def _propagate(scan, a, b, last, index):
+    """`d_t = a_t d_{t-1} + b_t` from `last`, and from zero where `index` is zero."""
+    start = (index == 0).reshape(-1, *(1,) * (a.ndim - 1))
+    # Nothing precedes the first time; masking keeps a NaN there from `NaN * 0`.
+    return affine_scan(jnp.where(start, 0, a), b, last, scan=scan)
+
+
+def certify(
+    problem: Chain,
+    z: States,
+    error: ErrorEstimate,
+    rtol: Any,
+    atol: Any,
+    scan: str | AbstractScan = "auto",
+    chunk: int | None = None,
+) -> tuple[FloatScalar, ErrorEstimate]:
+    """The residual at `z` in units of the tolerance, and how far rounding is carried.
+
+    Both are about the iterate that is returned, and use the whole Jacobian.
+    """
+    length, size = problem.length, problem.size
+    index = jnp.arange(length)
+
+    def body(carry, elements):
+        residual, error = carry
+        lag, z, xs, index = elements
+        f, a = jax.vmap(lambda z, x: jacobian(problem.step, z, x))(lag, xs)
+        tol = atol + rtol * jnp.abs(z)
+        r = jnp.abs(f - z)
+        # 0 / 0 is an entry that is met exactly at zero tolerance.
+        residual = jnp.maximum(residual, max_abs(jnp.where(r == 0, 0, r / tol)))
+        rounding = problem.rounding * z * _signs(index, size).astype(z.dtype)
+        # `error.last` is zero where a chain starts.
+        none = jnp.where(error.last.any(), -1, index)
+        e = _propagate(scan, a, rounding, error.last, none)
+        error = ErrorEstimate(
+            e[-1],
+            jnp.maximum(error.error, max_abs(e)),
+            jnp.maximum(error.scale, max_abs(z)),
+        )
+        return (residual, error), None
+
+    (residual, error), _ = scan_chunks(
+        body,
+        (jnp.zeros((), z.dtype), error),
+        (problem.lag(z), z, problem.xs, index),
+        length,
+        chunk_size(chunk, length, size),
+    )
+    return residual, error
+
+
+def _signs(index, size):
+    # A fixed sequence without period that any recurrence could resonate with: bits of
+    # a linear congruential hash of the entry's number.
+    entry = index[:, None].astype(jnp.uint32) * size + jnp.arange(size, dtype=jnp.uint32)
+    return jnp.where((entry * 1103515245 + 12345) & 0x10000, 1, -1)
+
+
+def max_abs(x):
+    """`max |x|`; NaN if there is one.
+
+    Non-negative floats are ordered as their bits are, and NaNs above infinity. The
+    maximum of integers vectorises on a CPU, where that of floats does not.
+    """
+    bits = {2: jnp.int16, 4: jnp.int32, 8: jnp.int64}[x.dtype.itemsize]
+    largest = jnp.max(lax.bitcast_convert_type(jnp.abs(x), bits))
+    return lax.bitcast_convert_type(largest, x.dtype)
+
+
+def worst_entry(problem, z, prefix):
+    """Which entry of the state at `prefix` is the worst: first NaN, then residual."""
+    t = jnp.minimum(prefix, problem.length - 1)
+    x = jax.tree.map(lambda x: x[t], problem.xs)
+    previous = jnp.where(t == 0, problem.init, z[t - 1])
+    r = jnp.abs(problem.step(previous, x) - z[t])
+    return jnp.argmax(jnp.where(jnp.isfinite(r), r, jnp.inf))

@@ -1,0 +1,24 @@
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+
+def default_tolerance(dtype: Any) -> float:
+    """`eps^(3/4)`: 2e-12 in float64, 6e-6 in float32, 6e-3 in float16."""
+    return float(jnp.finfo(dtype).eps) ** 0.75
+
+
+def checked_tolerance(name: str, value: Any, dtype: Any) -> Any:
+    """`value`, or the default of `dtype` if it is `None`."""
+    if value is None:
+        return default_tolerance(dtype)
+    if isinstance(value, jax.core.Tracer):
+        return value
+    try:
+        ok = float(value) >= 0
+    except (TypeError, ValueError) as e:
+        raise TypeError(f"`{name}` must be a number, got {value!r}.") from e
+    if not ok:
+        raise ValueError(f"`{name}` must be non-negative, got {value}.")
+    return float(value)
