@@ -111,14 +111,13 @@ class AbstractSweep(optx.AbstractFixedPointSolver):
 
     def terminate(self, fn, y, args, options, state, tags):
         del fn, args, options, tags
-        done = (state.prefix == y.shape[0]) | state.nonfinite
-        return done, optx.RESULTS.successful
+        return _converged(state, y.shape[0]) | state.nonfinite, optx.RESULTS.successful
 
     def postprocess(self, fn, y, aux, args, options, state, tags, result):
         del fn, args, tags, result
         problem: Chain = options["problem"]
         length = problem.length
-        converged = state.prefix == length
+        converged = _converged(state, length)
         residual, error = certify(
             problem, y, options["error"], self.rtol, self.atol, self.scan, self.chunk
         )
@@ -133,7 +132,7 @@ class AbstractSweep(optx.AbstractFixedPointSolver):
         advanced = jnp.minimum(
             jnp.maximum(state.prefix + 1, state.num_steps), length
         )
-        prefix = jnp.where(state.nonfinite | converged, state.prefix, advanced)
+        prefix = jnp.where(state.nonfinite, state.prefix, advanced)
         suffix = state.nonfinite & (jnp.arange(length) >= prefix)
         y = jnp.where(suffix[:, None], jnp.nan, y)
         entry = worst_entry(problem, y, prefix)
@@ -181,6 +180,11 @@ _sweep_arguments = """**Arguments:**
     memory and speed, and the numbers to rounding.
 """
 Jacobi.__init__.__doc__ = _sweep_arguments
+
+
+def _converged(state, length):
+    # After `length` sweeps every state is exact, whether or not that was confirmed.
+    return (state.prefix == length) | (state.num_steps >= length)
 
 
 def _sweep(solver, problem, z):
