@@ -3,6 +3,11 @@
 from ._adjoint import ChainAdjoint as ChainAdjoint
 from ._affine_scan import affine_scan as affine_scan
 from ._chain import Chain as Chain, jacobian as jacobian
+from ._check import (
+    checked_count as checked_count,
+    checked_tolerance as checked_tolerance,
+    default_tolerance as default_tolerance,
+)
 from ._result import RESULTS as RESULTS
 from ._scan import (
     AbstractScan as AbstractScan,
@@ -12,12 +17,8 @@ from ._scan import (
 )
 from ._solution import Solution as Solution
 from ._solve_chain import assess as assess, solve_chain as solve_chain
-from ._solver import Sequential as Sequential, as_sweep as as_sweep
+from ._solver import as_sweep as as_sweep, Sequential as Sequential
 from ._sweep import AbstractSweep as AbstractSweep, Jacobi as Jacobi
-from ._tolerance import (
-    checked_tolerance as checked_tolerance,
-    default_tolerance as default_tolerance,
-)
 
 
 __all__ = [
@@ -35,6 +36,7 @@ __all__ = [
     "affine_scan",
     "as_sweep",
     "assess",
+    "checked_count",
     "checked_tolerance",
     "default_tolerance",
     "jacobian",

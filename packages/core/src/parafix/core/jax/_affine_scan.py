@@ -3,7 +3,6 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Shaped
 
-
 from ._custom_types import Inexact
 from ._scan import AbstractScan, AssociativeScan, SequentialScan
 from ._scan.algebra import apply, is_dense, lag

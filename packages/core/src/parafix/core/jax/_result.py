@@ -108,9 +108,7 @@ def fail_if(
     position = problem.offset + problem.stride * prefix
     failed = result != RESULTS.successful
     number = sentences.number(result._value, position, leaf)
-    return eqx.branched_error_if(
-        token, failed, jnp.where(failed, number, 0), sentences
-    )
+    return eqx.branched_error_if(token, failed, jnp.where(failed, number, 0), sentences)
 
 
 def leaf_of(entry: IntScalar, leaves: tuple[tuple[str, int], ...]) -> IntScalar:

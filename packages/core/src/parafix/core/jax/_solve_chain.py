@@ -9,12 +9,12 @@ from jax import lax
 from .. import get
 from ._adjoint import ChainAdjoint
 from ._chain import Chain, scan_chunks
+from ._check import checked_count, checked_tolerance
 from ._custom_types import FloatScalar, IntScalar, States
-from ._result import RESULTS, leaf_of
+from ._result import leaf_of, RESULTS
 from ._solution import Solution
-from ._solver import Sequential, as_sweep
-from ._sweep import AbstractSweep, ErrorEstimate, certify, worst_entry
-from ._tolerance import checked_tolerance
+from ._solver import as_sweep, Sequential
+from ._sweep import AbstractSweep, certify, ErrorEstimate, worst_entry
 
 
 @eqx.filter_jit
@@ -73,15 +73,14 @@ def solve_chain(
             f"`guess` must have shape {(length, size)}, one state for every time; got "
             f"{guess.shape}."
         )
-    for name, value in (("max_steps", max_steps), ("window", window)):
-        if value is not None and value < 1:
-            raise ValueError(f"`{name}` must be at least 1, got {value}.")
+    max_steps = checked_count("max_steps", max_steps)
+    window = checked_count("window", window)
     solver = as_sweep(solver, rtol, atol, dtype)
     if isinstance(adjoint, str):
         adjoint = get("adjoint", adjoint, backend="jax")()
     if length == 0 or size == 0:
         return _empty_solution(problem)
-    # What the step closes over becomes part of the problem, so that the adjoint sees it.
+    # What the step closes over becomes part of the problem, where the adjoint sees it.
     first = jax.tree.map(lambda x: x[0], problem.xs)
     step = eqx.filter_closure_convert(problem.step, problem.init, first)
     problem = eqx.tree_at(lambda p: p.step, problem, step)
@@ -118,7 +117,7 @@ def assess(
     fixed, fixed_z = _stop_gradient((problem, z))
     bad = ~jnp.isfinite(fixed_z).all(-1)
     prefix = jnp.where(bad.any(), jnp.argmax(bad), problem.length)
-    residual, error = certify(
+    certificate = certify(
         fixed,
         fixed_z,
         ErrorEstimate.zero(fixed.init),
@@ -129,11 +128,11 @@ def assess(
         RESULTS.where(bad.any(), RESULTS.nonfinite, RESULTS.successful),
         prefix,
         jnp.array(problem.length),
-        residual,
+        certificate.residual,
         worst_entry(fixed, fixed_z, prefix),
     )
     counts = {"num_evals": jnp.array(2), "num_linear": jnp.array(problem.size)}
-    return _solution(problem, z, summary, error, counts)
+    return _solution(problem, z, summary, certificate.error, counts)
 
 
 def _empty_solution(problem):

@@ -4,8 +4,8 @@ import equinox as eqx
 import optimistix as optx
 
 from .. import get
+from ._check import checked_tolerance
 from ._sweep import AbstractSweep
-from ._tolerance import checked_tolerance
 
 
 class Sequential(eqx.Module):
@@ -41,7 +41,9 @@ def as_solver(solver: Any, rtol: Any, atol: Any, dtype: Any) -> Any:
     return solver
 
 
-def as_sweep(solver: Any, rtol: Any, atol: Any, dtype: Any) -> AbstractSweep | Sequential:
+def as_sweep(
+    solver: Any, rtol: Any, atol: Any, dtype: Any
+) -> AbstractSweep | Sequential:
     """As `as_solver`, for a chain."""
     solver = as_solver(solver, rtol, atol, dtype)
     if not isinstance(solver, AbstractSweep | Sequential):

@@ -13,7 +13,7 @@ from jaxtyping import Array, Float
 from ._affine_scan import affine_scan
 from ._chain import Chain, chunk_size, jacobian, scan_chunks
 from ._custom_types import BoolScalar, FloatScalar, IntScalar, State, States
-from ._result import RESULTS, fail_if, leaf_of
+from ._result import fail_if, leaf_of, RESULTS
 from ._scan import AbstractScan
 
 
@@ -64,9 +64,9 @@ class AbstractSweep(optx.AbstractFixedPointSolver):
     - From the first time at which `z'` is not finite, it is replaced by `f`, and where
       `f` is not finite by `z`: iterates are always finite, and a NaN ahead cannot reach
       the times before it.
-    - A solve has converged when `|r|` and `|d|` are both within `atol + rtol |z|` at all
-      times. It has failed for good when they are at all times before `t`, and `f_t` is
-      not finite: then the sequential program returns that value too.
+    - A solve has converged when `|r|` and `|d|` are both within `atol + rtol |z|` at
+      all times. It has failed for good when they are at all times before `t`, and `f_t`
+      is not finite: then the sequential program returns that value too.
     """
 
     rtol: AbstractVar[float]
@@ -118,34 +118,32 @@ class AbstractSweep(optx.AbstractFixedPointSolver):
         problem: Chain = options["problem"]
         length = problem.length
         converged = _converged(state, length)
-        residual, error = certify(
+        certificate = certify(
             problem, y, options["error"], self.rtol, self.atol, self.scan, self.chunk
         )
-        ill_conditioned = ~(error.value <= problem.rounding**0.5)
-        code = RESULTS.where(
-            ill_conditioned, RESULTS.ill_conditioned, RESULTS.successful
-        )
-        code = RESULTS.where(converged, code, RESULTS.max_steps_reached)
-        code = RESULTS.where(state.nonfinite, RESULTS.nonfinite, code)
+        unstable = ~(certificate.error.value <= problem.rounding**0.5)
+        result = RESULTS.where(unstable, RESULTS.ill_conditioned, RESULTS.successful)
+        result = RESULTS.where(converged, result, RESULTS.max_steps_reached)
+        result = RESULTS.where(state.nonfinite, RESULTS.nonfinite, result)
         # The prefix is about the iterate that entered the last sweep. The one that is
         # returned has one more state within tolerance, and at least `num_steps` exact.
-        advanced = jnp.minimum(
-            jnp.maximum(state.prefix + 1, state.num_steps), length
-        )
-        prefix = jnp.where(state.nonfinite, state.prefix, advanced)
+        prefix = jnp.maximum(state.prefix + 1, state.num_steps)
+        prefix = jnp.where(state.nonfinite, state.prefix, jnp.minimum(prefix, length))
+        unstable = result == RESULTS.ill_conditioned
+        prefix = jnp.where(unstable, certificate.prefix, prefix)
         suffix = state.nonfinite & (jnp.arange(length) >= prefix)
         y = jnp.where(suffix[:, None], jnp.nan, y)
-        entry = worst_entry(problem, y, prefix)
+        entry = jnp.where(unstable, certificate.entry, worst_entry(problem, y, prefix))
         if options["throw"]:
             leaf = leaf_of(entry, problem.leaves)
-            y = fail_if(y, code, problem, prefix, leaf)
+            y = fail_if(y, result, problem, prefix, leaf)
         stats = {
             "num_steps": state.num_steps,
-            "residual": residual,
+            "residual": certificate.residual,
             "converged_prefix": prefix,
-            "error": error,
+            "error": certificate.error,
             "entry": entry,
-            "result": code,
+            "result": result,
         }
         return y, aux, stats
 
@@ -234,6 +232,19 @@ def _propagate(scan, a, b, last, index):
     return affine_scan(jnp.where(start, 0, a), b, last, scan=scan)
 
 
+class Certificate(eqx.Module):
+    """What `certify` finds: `residual` is in units of the tolerance.
+
+    `prefix` is the first time at which rounding may have carried `z` beyond tolerance,
+    and `entry` the entry of the state for which it is worst there.
+    """
+
+    residual: FloatScalar
+    error: ErrorEstimate
+    prefix: IntScalar
+    entry: IntScalar
+
+
 def certify(
     problem: Chain,
     z: States,
@@ -242,47 +253,59 @@ def certify(
     atol: Any,
     scan: str | AbstractScan = "auto",
     chunk: int | None = None,
-) -> tuple[FloatScalar, ErrorEstimate]:
-    """The residual at `z` in units of the tolerance, and how far rounding is carried.
+) -> Certificate:
+    """The residual at `z`, and how far rounding is carried.
 
-    Both are about the iterate that is returned, and use the whole Jacobian.
+    One more evaluation, with the whole Jacobian whatever the solver used. `error` is
+    that of what precedes the chain.
     """
     length, size = problem.length, problem.size
-    index = jnp.arange(length)
 
-    def body(carry, elements):
-        residual, error = carry
+    def body(sofar, elements):
         lag, z, xs, index = elements
         f, a = jax.vmap(lambda z, x: jacobian(problem.step, z, x))(lag, xs)
         tol = atol + rtol * jnp.abs(z)
         r = jnp.abs(f - z)
         # 0 / 0 is an entry that is met exactly at zero tolerance.
-        residual = jnp.maximum(residual, max_abs(jnp.where(r == 0, 0, r / tol)))
+        residual = max_abs(jnp.where(r == 0, 0, r / tol))
         rounding = problem.rounding * z * _signs(index, size).astype(z.dtype)
-        # `error.last` is zero where a chain starts.
-        none = jnp.where(error.last.any(), -1, index)
-        e = _propagate(scan, a, rounding, error.last, none)
-        error = ErrorEstimate(
-            e[-1],
-            jnp.maximum(error.error, max_abs(e)),
-            jnp.maximum(error.scale, max_abs(z)),
+        last = sofar.error.last
+        # `last` is zero where a chain starts.
+        e = _propagate(scan, a, rounding, last, jnp.where(last.any(), -1, index))
+        beyond = ~(jnp.abs(e) <= tol).all(-1)
+        first = jnp.argmax(beyond)
+        new = beyond.any() & (sofar.prefix == length)
+        return (
+            Certificate(
+                jnp.maximum(sofar.residual, residual),
+                ErrorEstimate(
+                    e[-1],
+                    jnp.maximum(sofar.error.error, max_abs(e)),
+                    jnp.maximum(sofar.error.scale, max_abs(z)),
+                ),
+                jnp.where(new, index[first], sofar.prefix),
+                jnp.where(new, _worst(e[first]), sofar.entry),
+            ),
+            None,
         )
-        return (residual, error), None
 
-    (residual, error), _ = scan_chunks(
+    start = Certificate(jnp.zeros((), z.dtype), error, jnp.array(length), jnp.array(0))
+    certificate, _ = scan_chunks(
         body,
-        (jnp.zeros((), z.dtype), error),
-        (problem.lag(z), z, problem.xs, index),
+        start,
+        (problem.lag(z), z, problem.xs, jnp.arange(length)),
         length,
         chunk_size(chunk, length, size),
     )
-    return residual, error
+    return certificate
 
 
 def _signs(index, size):
     # A fixed sequence without period that any recurrence could resonate with: bits of
     # a linear congruential hash of the entry's number.
-    entry = index[:, None].astype(jnp.uint32) * size + jnp.arange(size, dtype=jnp.uint32)
+    entry = index[:, None].astype(jnp.uint32) * size + jnp.arange(
+        size, dtype=jnp.uint32
+    )
     return jnp.where((entry * 1103515245 + 12345) & 0x10000, 1, -1)
 
 
@@ -303,4 +326,9 @@ def worst_entry(problem, z, prefix):
     x = jax.tree.map(lambda x: x[t], problem.xs)
     previous = jnp.where(t == 0, problem.init, z[t - 1])
     r = jnp.abs(problem.step(previous, x) - z[t])
-    return jnp.argmax(jnp.where(jnp.isfinite(r), r, jnp.inf))
+    return _worst(r)
+
+
+def _worst(x):
+    """Where `x` is largest; NaN is larger than all."""
+    return jnp.argmax(jnp.where(jnp.isnan(x), jnp.inf, jnp.abs(x)))

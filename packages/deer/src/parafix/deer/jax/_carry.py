@@ -131,7 +131,9 @@ def inspect(f: Callable, layout: Layout, carry: PyTree, x: PyTree) -> Body:
     for i in layout.drivers:
         wanted = [j == i for j in range(len(jaxpr.outvars))]
         _, used = pe.dce_jaxpr(jaxpr, wanted)
-        tainted += [(layout.names[i], layout.names[j]) for j in layout.floats if used[j]]
+        tainted += [
+            (layout.names[i], layout.names[j]) for j in layout.floats if used[j]
+        ]
     new_carry = {id(var): i for i, var in enumerate(jaxpr.outvars[:count])}
     aliases = tuple(
         new_carry.get(id(var)) if _is_variable(var) else None

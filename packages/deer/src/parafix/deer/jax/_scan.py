@@ -6,14 +6,13 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import PyTree
 
 from parafix.core.jax import (
     AbstractSweep,
     as_sweep,
     assess,
     Chain,
-    checked_tolerance,
+    checked_count,
     RESULTS,
     Sequential,
     Solution,
@@ -65,17 +64,17 @@ def scan(
 
     **Arguments:**
 
-    - `f`: `(carry, x) -> (carry, y)`; any pytrees. Float and complex leaves of the carry
-        are iterated on. Others (counters, PRNG keys) may not depend on them, unless the
-        solve is sequential.
+    - `f`: `(carry, x) -> (carry, y)`; any pytrees. Float and complex leaves of the
+        carry are iterated on. Others (counters, PRNG keys) may not depend on them,
+        unless the solve is sequential.
     - `init`, `xs`, `length`, `reverse`: as in `jax.lax.scan`.
     - `unroll`: used where the solve is sequential.
     - `solver`: `"deer"` (Newton), `"jacobi"`, `"sequential"` (`jax.lax.scan` itself),
         any other registered sweep, a solver object, or `"auto"`: sequential where
         sweeps do not pay ([`parafix.deer.jax.choose`][] says when) or cannot serve.
-    - `guess`: a pytree like the carry with a leading axis `T`, in the order of `ys`, for
-        instance the `value` of an earlier solution; `init` at all times by default. Its
-        gradient is zero.
+    - `guess`: a pytree like the carry with a leading axis `T`, in the order of `ys`,
+        for instance the `value` of an earlier solution; `init` at all times by default.
+        Its gradient is zero.
     - `rtol`, `atol`: tolerances on the carry; by default `eps^(3/4)` of its coarsest
         dtype.
     - `max_steps`: at most this many sweeps; after `k` of them the first `k` carries are
@@ -102,7 +101,9 @@ def scan(
         Lim, Zhu, Selfridge and Kasim, "Parallelizing non-linear sequential models over
         the sequence length", ICLR 2024.
     """
-    _check(xs, rtol, atol, max_steps, window)
+    _check_lengths(xs)
+    max_steps = checked_count("max_steps", max_steps)
+    window = checked_count("window", window)
     automatic = isinstance(solver, str) and solver == "auto"
     if automatic and jax.default_backend() == "cpu":
         solver = "sequential"
@@ -301,16 +302,7 @@ def _sweeps_serve(f, init, xs, layout):
     return True
 
 
-def _check(xs, rtol, atol, max_steps, window):
-    for name, value in (("rtol", rtol), ("atol", atol)):
-        checked_tolerance(name, value, jnp.float32)
-    for name, value in (("max_steps", max_steps), ("window", window)):
-        if value is None:
-            continue
-        if not isinstance(value, int):
-            raise TypeError(f"`{name}` must be an integer or None, got {value!r}.")
-        if value < 1:
-            raise ValueError(f"`{name}` must be at least 1, got {value}.")
+def _check_lengths(xs):
     lengths = {
         "xs" + jax.tree_util.keystr(path): jnp.shape(x)[0]
         for path, x in jax.tree_util.tree_leaves_with_path(xs)

@@ -21,9 +21,7 @@ class SequentialScan(AbstractScan):
                 x = apply(constant, x) + b_t
                 return x, x
 
-            _, x = lax.scan(
-                constant_body, init, b, reverse=reverse, unroll=self.unroll
-            )
+            _, x = lax.scan(constant_body, init, b, reverse=reverse, unroll=self.unroll)
             return x
 
         def body(x, inputs):

@@ -1,3 +1,4 @@
+import operator
 from typing import Any
 
 import jax
@@ -22,3 +23,15 @@ def checked_tolerance(name: str, value: Any, dtype: Any) -> Any:
     if not ok:
         raise ValueError(f"`{name}` must be non-negative, got {value}.")
     return float(value)
+
+
+def checked_count(name: str, value: Any) -> int | None:
+    """`value`, a positive integer or `None`."""
+    if value is None:
+        return None
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
+        raise TypeError(f"`{name}` must be an integer or None, got {value!r}.")
+    count = operator.index(value)
+    if count < 1:
+        raise ValueError(f"`{name}` must be at least 1, got {count}.")
+    return count
