@@ -3,6 +3,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Shaped
 
+from .. import get
 from ._custom_types import Inexact
 from ._scan import AbstractScan, AssociativeScan, SequentialScan
 from ._scan.algebra import apply, is_dense, lag

@@ -1,8 +1,8 @@
 import operator
 from typing import Any
 
-import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 
 
 def default_tolerance(dtype: Any) -> float:
@@ -14,7 +14,7 @@ def checked_tolerance(name: str, value: Any, dtype: Any) -> Any:
     """`value`, or the default of `dtype` if it is `None`."""
     if value is None:
         return default_tolerance(dtype)
-    if isinstance(value, jax.core.Tracer):
+    if isinstance(value, Tracer):
         return value
     try:
         ok = float(value) >= 0

@@ -1,6 +1,8 @@
 import dataclasses
 import itertools
-from typing import TYPE_CHECKING, TypeVar
+import sys
+from collections.abc import Sequence
+from typing import Any, TYPE_CHECKING, TypeVar
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -79,7 +81,7 @@ def sentence(code: int, position: int, leaf: str) -> str:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Sentences:
+class _Sentences(Sequence[str]):
     """The sentence of every (code, position, leaf), made when it is asked for.
 
     Errors under `jit` take a message by its number, and positions are known only then.
@@ -90,7 +92,10 @@ class _Sentences:
     def number(self, code, position, leaf):
         return (position * len(self.names) + leaf) * len(_MEMBERS) + code
 
-    def __getitem__(self, number: int) -> str:
+    def __len__(self) -> int:
+        return sys.maxsize
+
+    def __getitem__(self, number: Any) -> str:  # No slice is taken.
         rest, code = divmod(number, len(_MEMBERS))
         position, leaf = divmod(rest, len(self.names))
         return sentence(code, position, self.names[leaf])

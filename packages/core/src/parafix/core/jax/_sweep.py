@@ -97,7 +97,8 @@ class AbstractSweep(optx.AbstractFixedPointSolver):
         """How many Jacobian-vector products `transition` takes for `size` entries."""
 
     @property
-    def norm(self):
+    def norm(self):  # pyright: ignore[reportIncompatibleMethodOverride]
+        # Optimistix asks every solver for one.
         return optx.max_norm
 
     def init(self, fn, y, args, options, f_struct, aux_struct, tags):

@@ -1,26 +1,17 @@
 import functools as ft
+import operator
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, cast, TypeVar
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from parafix.core.jax import (
-    AbstractSweep,
-    as_sweep,
-    assess,
-    Chain,
-    checked_count,
-    RESULTS,
-    Sequential,
-    Solution,
-    solve_chain,
-)
+from parafix.core.jax import AbstractSweep, as_sweep, checked_count, Sequential
 
 from ._auto import choose
-from ._carry import inspect, Layout
+from ._carry import Layout
+from ._run import Job, run, sweeps_serve
 
 
 _Carry = TypeVar("_Carry")
@@ -120,186 +111,31 @@ def scan(
     layout = Layout.of(carry_struct)
     init, xs = layout.cast(init), jax.tree.map(jnp.asarray, xs)
     leaves = jax.tree.leaves(xs)
-    length = leaves[0].shape[0] if leaves else length
+    steps = leaves[0].shape[0] if leaves else operator.index(cast(int, length))
     if guess is not None:
-        guess = _checked_guess(guess, layout, length)
+        guess = _checked_guess(guess, layout, steps)
+    job = Job(f, layout, steps, reverse, unroll, max_steps, window, throw)
 
-    def run(solver, init, xs, guess):
-        return _run(
-            f,
-            init,
-            xs,
-            guess,
-            solver=as_sweep(solver, rtol, atol, layout.coarsest),
-            layout=layout,
-            length=length,
-            reverse=reverse,
-            unroll=unroll,
-            max_steps=max_steps,
-            window=window,
-            throw=throw,
-        )
+    def run_with(solver, init, xs, guess):
+        solver = as_sweep(solver, rtol, atol, layout.coarsest)
+        return run(job, solver, init, xs, guess)
 
     if isinstance(solver, str) and solver == "auto":
-        platform = jax.default_backend()
-        choice = choose(length, layout.size, platform).solver
-        if choice != "sequential" and _sweeps_serve(f, init, xs, layout):
+        choice = choose(steps, layout.size, jax.default_backend()).solver
+        if choice == "sequential" or not sweeps_serve(job, init, xs):
+            out, solution = run_with("sequential", init, xs, guess)
+        else:
             # What this is compiled for is known for sure only when it is lowered.
             out, solution = lax.platform_dependent(
                 init,
                 xs,
                 guess,
-                cpu=ft.partial(run, "sequential"),
-                default=ft.partial(run, choice),
+                cpu=ft.partial(run_with, "sequential"),
+                default=ft.partial(run_with, choice),
             )
-        else:
-            out, solution = run("sequential", init, xs, guess)
     else:
-        out, solution = run(solver, init, xs, guess)
+        out, solution = run_with(solver, init, xs, guess)
     return (out, solution) if return_solution else out
-
-
-@eqx.filter_jit
-def _run(
-    f,
-    init,
-    xs,
-    guess,
-    *,
-    solver,
-    layout,
-    length,
-    reverse,
-    unroll,
-    max_steps,
-    window,
-    throw,
-):
-    x = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), xs)
-    body = inspect(f, layout, init, x)
-    sequential = isinstance(solver, Sequential) or length * layout.size == 0
-    if sequential:
-
-        def with_carry(carry, x):
-            carry, y = f(carry, x)
-            return carry, (y, carry)
-
-        carry, (ys, carries) = lax.scan(with_carry, init, xs, length, reverse, unroll)
-        if body.tainted:
-            return (carry, ys), _unassessed(carries, layout, length, reverse)
-    elif body.tainted:
-        driver, source = body.tainted[0]
-        dtype = layout.structs[layout.names.index(driver)].dtype
-        raise TypeError(
-            f"`{driver}` ({dtype}) depends on `{source}`, and only float leaves of the "
-            'carry can be iterated on. Make it a float, or use solver="sequential".'
-        )
-    if reverse:
-        xs, guess = _flip(xs), _flip(guess)
-    problem, drivers, new_drivers = _as_chain(f, init, xs, layout, length, reverse)
-    states = jax.vmap(lambda carry: layout.split(carry)[0])
-    if sequential:
-        z = states(_flip(carries) if reverse else carries)
-        solution = assess(problem, z, rtol=solver.rtol, atol=solver.atol)
-        solution = eqx.tree_at(lambda s: s.value, solution, carries)
-        return (carry, ys), solution
-
-    solution = solve_chain(
-        problem,
-        solver=solver,
-        guess=None if guess is None else states(guess),
-        max_steps=max_steps,
-        window=window,
-        throw=throw,
-    )
-    z = solution.value
-    carries = jax.vmap(layout.join)(z, new_drivers)
-    carry = jax.tree.map(lambda x: x[-1], carries)
-    if None in body.aliases:
-        # The output of the step that led from one carry to the next.
-        def output(inputs):
-            state, drivers, x = inputs
-            return f(layout.join(state, drivers), x)[1]
-
-        inputs = (problem.lag(z), drivers, xs)
-        if window is None:
-            ys = jax.vmap(output)(inputs)
-        else:
-            ys = lax.map(jax.checkpoint(output), inputs, batch_size=window)
-    else:
-        leaves = jax.tree.leaves(carries)
-        ys = jax.tree.unflatten(body.y_treedef, [leaves[i] for i in body.aliases])
-    if reverse:
-        ys, carries = _flip(ys), _flip(carries)
-    return (carry, ys), eqx.tree_at(lambda s: s.value, solution, carries)
-
-
-def _as_chain(f, init, xs, layout, length, reverse):
-    """The chain of the float leaves, and the drivers before and after each step."""
-    state, first = layout.split(init)
-
-    def drive(drivers, x):
-        # The floats do not matter: no driver depends on them.
-        _, new = layout.split(f(layout.join(state, drivers), x)[0])
-        return new, (drivers, new)
-
-    def step(state, inputs):
-        drivers, x = inputs
-        carry, _ = f(layout.join(state, drivers), x)
-        return layout.split(carry)[0]
-
-    drivers = new_drivers = ()
-    if first:
-        _, (drivers, new_drivers) = lax.scan(drive, first, xs, length=length)
-    problem = Chain(
-        step,
-        state,
-        (drivers, xs),
-        length,
-        offset=length - 1 if reverse else 0,
-        stride=-1 if reverse else 1,
-        leaves=layout.leaves,
-        eps=float(jnp.finfo(layout.coarsest).eps),
-    )
-    return problem, drivers, new_drivers
-
-
-def _unassessed(carries, layout, length, reverse):
-    """About a sequential solve that is no chain: only whether it is finite."""
-    z = jax.vmap(lambda carry: layout.split(carry)[0])(carries)
-    bad = ~jnp.isfinite(lax.stop_gradient(_flip(z) if reverse else z)).all(-1)
-    prefix = jnp.where(bad.any(), jnp.argmax(bad), length)
-    unknown = jnp.full((), jnp.nan, layout.dtype)
-    none = jnp.array(0)
-    return Solution(
-        value=carries,
-        result=RESULTS.where(bad.any(), RESULTS.nonfinite, RESULTS.successful),
-        stats={
-            "num_steps": jnp.array(length),
-            "num_evals": none,
-            "num_linear": none,
-            "residual": unknown,
-            "converged_prefix": prefix,
-            "error_estimate": unknown,
-        },
-        position=length - 1 - prefix if reverse else prefix,
-    )
-
-
-def _sweeps_serve(f, init, xs, layout):
-    """Whether sweeps can take `f`: drivers run by themselves, and `f` has a JVP."""
-    x = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), xs)
-    if inspect(f, layout, init, x).tainted:
-        return False
-    try:
-        jax.eval_shape(
-            lambda carry, x: eqx.filter_jvp(f, (carry, x), (carry, None)), init, x
-        )
-    except Exception:
-        # Whatever keeps `f` from forward mode (a custom VJP, a callback), the loop that
-        # was written works.
-        return False
-    return True
 
 
 def _check_lengths(xs):
@@ -330,7 +166,3 @@ def _checked_guess(guess, layout, length):
                 f"shape {expected}, got {x.shape}."
             )
     return layout.cast(guess)
-
-
-def _flip(tree):
-    return jax.tree.map(lambda x: jnp.flip(x, 0), tree)
