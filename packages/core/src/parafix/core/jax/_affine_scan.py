@@ -3,8 +3,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Shaped
 
-from .. import get
 from ._custom_types import Inexact
+from ._named import named
 from ._scan import AbstractScan, AssociativeScan, SequentialScan
 from ._scan.algebra import apply, is_dense, lag
 
@@ -84,7 +84,7 @@ def as_scan(scan: str | AbstractScan) -> AbstractScan:
         raise TypeError(
             f"`scan` must be an AbstractScan or the name of one, got {scan!r}."
         )
-    return get("scan", scan, backend="jax")()
+    return named("scan", scan)()
 
 
 def _run(scan, a, b, init, reverse):

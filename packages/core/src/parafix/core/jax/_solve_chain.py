@@ -6,11 +6,11 @@ import jax.numpy as jnp
 import optimistix as optx
 from jax import lax
 
-from .. import get
 from ._adjoint import ChainAdjoint
 from ._chain import Chain, scan_chunks
 from ._check import checked_count, checked_tolerance
 from ._custom_types import FloatScalar, IntScalar, States
+from ._named import named
 from ._result import leaf_of, RESULTS
 from ._solution import Solution
 from ._solver import as_sweep, Sequential
@@ -77,7 +77,7 @@ def solve_chain(
     window = checked_count("window", window)
     solver = as_sweep(solver, rtol, atol, dtype)
     if isinstance(adjoint, str):
-        adjoint = get("adjoint", adjoint, backend="jax")()
+        adjoint = named("adjoint", adjoint)()
     if length == 0 or size == 0:
         return _empty_solution(problem)
     # What the step closes over becomes part of the problem, where the adjoint sees it.

@@ -3,8 +3,8 @@ from typing import Any
 import equinox as eqx
 import optimistix as optx
 
-from .. import get
 from ._check import checked_tolerance
+from ._named import named
 from ._sweep import AbstractSweep
 
 
@@ -22,7 +22,7 @@ class Sequential(eqx.Module):
 def as_solver(solver: Any, rtol: Any, atol: Any, dtype: Any) -> Any:
     """The solver that `solver` names, built from the tolerances, or `solver` itself."""
     if isinstance(solver, str):
-        target = get("rootfinder", solver, backend="jax")
+        target = named("solver", solver)
         return target(
             rtol=checked_tolerance("rtol", rtol, dtype),
             atol=checked_tolerance("atol", atol, dtype),
