@@ -31,6 +31,9 @@ PACKAGES = {
 }
 BACKENDS = ("jax",)
 
+# Tests that belong to no package, and the session whose environment suits them.
+FURTHER_TESTS = {"deer-jax": "benchmarks/tests"}
+
 # One call per package and backend that shows a wheel to work on its own.
 SMOKE = {
     "core-jax": """
@@ -55,6 +58,8 @@ ROOT = pathlib.Path(__file__).parent
 CONSTRAINTS = "constraints.txt"
 OLDEST = "constraints-min.txt"
 FRAMEWORKS = ("jax", "torch", "numpy")
+# Whatever the machine has: `gpu` is the session for the rest.
+ON_CPU = {"JAX_PLATFORMS": "cpu"}
 
 
 def name_of(package, backend):
@@ -116,16 +121,17 @@ def install_suite(session, package, backend):
         install(session, *editable(PACKAGES, "testing"))
     else:
         packages = dict.fromkeys(["core", package])
-        install(session, *editable(packages, backend, "testing"))
+        install(session, *editable(packages, backend, "demo", "testing"))
 
 
 def test_paths(package, backend):
     """Where the tests of one package in one of its halves are, as pytest arguments."""
     tests = ROOT / "packages" / package / "tests"
-    if backend != PACKAGES[package][0]:
-        return [str(tests / backend)]
-    others = sorted({*BACKENDS, "torch"} - {backend})
-    return [str(tests), *(f"--ignore={tests / other}" for other in others)]
+    paths = [str(tests / backend)]
+    if backend == PACKAGES[package][0]:
+        others = sorted({*BACKENDS, "torch"} - {backend})
+        paths = [str(tests), *(f"--ignore={tests / other}" for other in others)]
+    return paths
 
 
 def is_path(argument):
@@ -145,12 +151,10 @@ def pytest_arguments(session, backend, paths):
     return [*checks, *paths, *session.posargs]
 
 
-def run_tests(session, backend, paths, **options):
-    # On a CPU whatever the machine has: `gpu` is the session for the rest.
-    environment = {"JAX_PLATFORMS": "cpu"}
+def run_tests(session, backend, paths):
     arguments = pytest_arguments(session, backend, paths)
     # pytest fails when it collects nothing, and so does the session.
-    session.run("pytest", *arguments, env=environment, **options)
+    session.run("pytest", *arguments, env=ON_CPU)
 
 
 def run_marked(session, marker, backend, paths, env):
@@ -176,6 +180,10 @@ def tests(session, package, backend):
     """The everyday tests, one environment for each package and backend."""
     install_suite(session, package, backend)
     run_tests(session, backend, test_paths(package, backend))
+    further = FURTHER_TESTS.get(name_of(package, backend))
+    if further and not session.posargs:
+        # On their own: what the conftest of a package sets holds for a whole process.
+        session.run("pytest", further, env=ON_CPU)
 
 
 @nox.session
@@ -183,8 +191,7 @@ def tests(session, package, backend):
 def slow(session, package, backend):
     """The tests marked `slow`, which `tests` leaves out."""
     install_suite(session, package, backend)
-    env = {"JAX_PLATFORMS": "cpu"}
-    run_marked(session, "slow", backend, test_paths(package, backend), env)
+    run_marked(session, "slow", backend, test_paths(package, backend), ON_CPU)
 
 
 @nox.session
@@ -269,8 +276,8 @@ def typecheck(session):
     tools = ["pyright[nodejs]", *editable(PACKAGES, *BACKENDS, "demo", "testing")]
     install(session, *tools)
     python = shutil.which("python", path=session.bin)
-    # Named one by one: pyright passes when it finds nothing, and fails when a folder that
-    # it is told to check is not there.
+    # Named one by one: pyright passes when it finds no file, and fails when a folder is
+    # named that is not there.
     folders = [f"packages/{package}/src" for package in PACKAGES]
     session.run("pyright", "--pythonpath", python, *(session.posargs or folders))
 
@@ -383,9 +390,10 @@ def check_alone(session, package, wheels):
 @suites(BACKENDS)
 def minimums(session, package, backend):
     """The tests with the oldest dependencies, against the oldest core allowed."""
-    requirements = list(editable([package], backend, "testing"))
+    extras = (backend, "demo", "testing")
+    requirements = list(editable([package], *extras))
     if package != "core":
-        requirements += oldest_core(package, backend, "testing")
+        requirements += oldest_core(package, *extras)
     install(session, *requirements, constraints=OLDEST)
     run_tests(session, backend, test_paths(package, backend))
 

@@ -25,6 +25,7 @@ GROUP = "parafix.plugins"
 
 hookspec = pluggy.HookspecMarker(PROJECT)
 hookimpl = pluggy.HookimplMarker(PROJECT)
+"""Marks a function of a plugin as the implementation of the hook of its name."""
 
 
 def plugin_manager() -> pluggy.PluginManager:

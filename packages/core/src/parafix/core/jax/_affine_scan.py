@@ -1,23 +1,23 @@
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Shaped
+from jaxtyping import ArrayLike
 
 from ._custom_types import Inexact
 from ._named import named
 from ._scan import AbstractScan, AssociativeScan, SequentialScan
-from ._scan.algebra import apply, is_dense, lag
+from ._scan.algebra import apply, is_dense
 
 
 def affine_scan(
-    a: Shaped[Array, "..."],
-    b: Shaped[Array, "..."],
-    init: Shaped[Array, "..."] | None = None,
+    a: ArrayLike,
+    b: ArrayLike,
+    init: ArrayLike | None = None,
     *,
     reverse: bool = False,
     scan: str | AbstractScan = "auto",
 ) -> Inexact:
-    r"""Solve the affine recurrence $x_t = a_t x_{t-1} + b_t$ for all times.
+    """Solve the affine recurrence `x_t = a_t x_{t-1} + b_t` for all times.
 
     !!! example
 
@@ -36,7 +36,7 @@ def affine_scan(
     - `b`: shape `(T, *batch, n)`, any `T >= 0`; float or complex.
     - `init`: shape `(*batch, n)`, the state before the first step; zero by default, in
         which case the first `a` is not read.
-    - `reverse`: if true, solve $x_t = a_t x_{t+1} + b_t$; `init` enters at the end.
+    - `reverse`: if true, solve `x_t = a_t x_{t+1} + b_t`; `init` enters at the end.
     - `scan`: an [`parafix.core.jax.AbstractScan`][], a registered name, or `"auto"`:
         sequential on a CPU, associative elsewhere.
 
@@ -100,47 +100,41 @@ def _run(scan, a, b, init, reverse):
 
 
 def _solve(scan, a, b, init, reverse):
-    # The unknown is (x, x_0), so that `init` is a right-hand side like `b`.
-    def matvec(unknown):
-        x, x0 = unknown
-        return x - apply(a, lag(x, x0, reverse)), x0
+    # The unknown is the states at T + 1 times, the first of which is given. As a linear
+    # system, `y_0 = init` and `y_t - a_t y_{t-1} = b_t`; its transpose is the recurrence
+    # `l_t = a_{t+1}^T l_{t+1} + g_t` with `l_T = g_T`: the same `a`, the other way.
+    # One array holds it all, for the solve can be transposed only if its right-hand
+    # sides are linear all at once. (XLA sees that slices of concatenations are parts.)
+    def matvec(y):
+        past, future = _ends(y, reverse)
+        return _join(_edge(y, reverse), future - apply(a, past), reverse)
 
     def solve(_, rhs):
-        b, init = rhs
-        return _run(scan, a, b, init, reverse), init
+        init, b = _edge(rhs, reverse), _ends(rhs, reverse)[1]
+        return _join(init, _run(scan, a, b, init, reverse), reverse)
 
-    def transpose_solve(_, cotangent):
-        g, g0 = cotangent
+    def transpose_solve(_, g):
         a_t = jnp.swapaxes(a, -1, -2) if is_dense(a, b) else a
-        if a.shape[0] == b.shape[0]:
-            boundary = jnp.zeros_like(a_t[:1])
-            if reverse:
-                shifted = jnp.concatenate([boundary, a_t[:-1]])
-            else:
-                shifted = jnp.concatenate([a_t[1:], boundary])
-        else:
-            shifted = a_t
-        adjoint = _run(scan, shifted, g, jnp.zeros_like(g0), not reverse)
-        edge = -1 if reverse else 0
-        return adjoint, g0 + apply(a_t[edge], adjoint[edge])
+        last, g = _edge(g, not reverse), _ends(g, not reverse)[1]
+        return _join(last, _run(scan, a_t, g, last, not reverse), not reverse)
 
-    rhs = _tied(b, init)
-    x, _ = lax.custom_linear_solve(matvec, rhs, solve, transpose_solve)
-    return x
+    y = lax.custom_linear_solve(matvec, _join(init, b, reverse), solve, transpose_solve)
+    return _ends(y, reverse)[1]
 
 
-def _tied(b, init):
-    """`(b, init)`, each of which depends linearly on the other, by zero.
+def _join(init, x, reverse):
+    parts = [x, init[None]] if reverse else [init[None], x]
+    return jnp.concatenate(parts)
 
-    `custom_linear_solve` can be transposed only if all its right-hand sides are linear
-    at once, and in higher derivatives one of the two may be constant. A constant
-    predicate costs nothing and keeps a NaN on its own side.
-    """
-    never = jnp.zeros((), bool)
-    return (
-        b + jnp.where(never, init, jnp.zeros_like(init))[None],
-        init + jnp.where(never, b[0], jnp.zeros_like(init)),
-    )
+
+def _edge(y, reverse):
+    """The state with which a recurrence starts."""
+    return y[-1] if reverse else y[0]
+
+
+def _ends(y, reverse):
+    """All states but the last, and all but the first."""
+    return (y[1:], y[:-1]) if reverse else (y[:-1], y[1:])
 
 
 def _checked(a, b, init):

@@ -1,9 +1,13 @@
-from typing import Any
+from typing import Any, Literal
 
 from .. import get
 
 
-_KINDS = {"solver": "rootfinder", "scan": "scan", "adjoint": "adjoint"}
+_KINDS: dict[str, Literal["rootfinder", "scan", "adjoint"]] = {
+    "solver": "rootfinder",
+    "scan": "scan",
+    "adjoint": "adjoint",
+}
 
 
 def named(argument: str, name: str) -> Any:

@@ -304,9 +304,8 @@ def certify(
 def _signs(index, size):
     # A fixed sequence without period that any recurrence could resonate with: bits of
     # a linear congruential hash of the entry's number.
-    entry = index[:, None].astype(jnp.uint32) * size + jnp.arange(
-        size, dtype=jnp.uint32
-    )
+    entry = index[:, None] * size + jnp.arange(size)[None]
+    entry = entry.astype(jnp.uint32)
     return jnp.where((entry * 1103515245 + 12345) & 0x10000, 1, -1)
 
 

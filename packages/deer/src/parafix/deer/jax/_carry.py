@@ -1,4 +1,3 @@
-import functools as ft
 import math
 from collections.abc import Callable
 from typing import Any
@@ -43,7 +42,8 @@ class Layout(eqx.Module):
     @property
     def dtype(self) -> Any:
         dtypes = [jnp.finfo(self.structs[i].dtype).dtype for i in self.floats]
-        return ft.reduce(jnp.promote_types, dtypes, jnp.dtype("float32"))
+        with jax.numpy_dtype_promotion("standard"):
+            return jnp.result_type(jnp.float32, *dtypes)
 
     @property
     def coarsest(self) -> Any:

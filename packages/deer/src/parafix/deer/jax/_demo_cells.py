@@ -62,5 +62,5 @@ def prediction_error(
     weights: Weights, states: Float[Array, "T n"], samples: Float[Array, "T c"]
 ) -> Float[Array, ""]:
     """Mean square of what a linear readout misses of the next sample."""
-    predicted = _product(states[:-1], weights["readout"].T) + weights["offset"]
+    predicted = _product(states[:-1], weights["readout"].T) + weights["offset"][None]
     return jnp.mean((predicted - samples[1:]) ** 2)

@@ -40,6 +40,8 @@ class Job(eqx.Module):
 
     def states(self, carries: PyTree) -> Any:
         """The states `(T, n)` of carries in the order of `ys`, in the order of time."""
+        if not self.layout.floats:
+            return jnp.zeros((self.length, 0), self.layout.dtype)
         carries = flip(carries) if self.reverse else carries
         return jax.vmap(lambda carry: self.layout.split(carry)[0])(carries)
 

@@ -24,10 +24,3 @@ def compose(second: Inexact, first: Inexact, dense: bool) -> Inexact:
     if dense:
         return jnp.matmul(second, first, precision=lax.Precision.HIGHEST)
     return second * first
-
-
-def lag(x: Inexact, init: Inexact, reverse: bool) -> Inexact:
-    """`x_{t-1}` (`x_{t+1}` if `reverse`), with `init` beyond the boundary."""
-    if reverse:
-        return jnp.concatenate([x[1:], init[None]])
-    return jnp.concatenate([init[None], x[:-1]])
