@@ -86,10 +86,10 @@ def scan_chunks(
     elements: PyTree[Shaped[Array, "T ..."]],
     length: int,
     chunk: int,
-) -> tuple[_Carry, PyTree[Shaped[Array, "T ..."]]]:
+) -> tuple[_Carry, PyTree]:
     """As `lax.scan`, but `body` gets `chunk` consecutive elements at once.
 
-    The last call gets what remains. What `body` forms from its elements (Jacobian
+    The last call gets what remains, and outputs are joined along their first axis. What `body` forms from its elements (Jacobian
     blocks, above all) is never held for more than one chunk.
     """
     if chunk >= length:

@@ -23,7 +23,7 @@ class RESULTS(eqx.Enumeration):
     with `==`, traced or not; `RESULTS[item]` is the sentence.
     """
 
-    successful = ""
+    successful = "Every entry is finite and within tolerance."
     max_steps_reached = (
         "The solver used up `max_steps` before every entry was within tolerance. "
         "Raise `max_steps` or the tolerances, give a better `guess`, or solve "

@@ -33,8 +33,8 @@ def choose(length: int, size: int, platform: str) -> Choice:
     if platform == "cpu":
         return Choice(
             "sequential",
-            "on a CPU the compiled loop does the fewest operations and has no latency "
-            "to hide; every sweep costs more than the loop itself",
+            "on a CPU the compiled loop does a fraction of the arithmetic of the "
+            "sweeps, and there is little idle hardware to do the rest on",
         )
     if length < _SHORTEST_LENGTH:
         return Choice(
