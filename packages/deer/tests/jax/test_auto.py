@@ -1,8 +1,6 @@
 """`solver="auto"`: never another number than `lax.scan`, and rarely another program."""
 
 import functools as ft
-import gc
-import weakref
 
 import jax
 import jax.numpy as jnp
@@ -210,25 +208,3 @@ class TestCompilation:
         calls = counter.calls
         gradient(2 * init)
         assert counter.calls == calls
-
-    def test_a_step_that_cannot_be_hashed_is_taken(self):
-        class Step:
-            __hash__ = None
-
-            def __call__(self, h, x):
-                h = jnp.tanh(h + x)
-                return h, h
-
-        xs = jnp.ones(5)
-        expected = lax.scan(lambda h, x: Step()(h, x), jnp.array(0.1), xs)
-        assert_close(scan(Step(), jnp.array(0.1), xs, solver="deer"), expected)
-
-    def test_a_step_that_is_no_longer_needed_is_let_go(self):
-        f, init, xs = problem_of(length=8)
-        step = CallCounter(f)
-        scan(step, init, xs, solver="deer")
-        remembered = weakref.ref(step)
-        del step
-        jax.clear_caches()
-        gc.collect()
-        assert remembered() is None

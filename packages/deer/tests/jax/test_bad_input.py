@@ -49,12 +49,14 @@ class TestSequences:
         assert "length" in message_of(ValueError, cell, INIT, solver=solver)
 
     def test_a_negative_length(self, solver):
-        with pytest.raises((ValueError, TypeError), match="length|negative"):
-            scan(cell, INIT, None, -1, solver=solver)
+        f = lambda h, x: (0.5 * h, None)
+        assert "length" in message_of(ValueError, f, INIT, None, -1, solver=solver)
 
     def test_an_input_without_a_time_axis(self, solver):
-        with pytest.raises((ValueError, TypeError), match="axis|rank|dim|leading"):
-            scan(cell, INIT, jnp.array(1.0), solver=solver)
+        xs = {"left": jnp.zeros((5, 2)), "right": jnp.array(1.0)}
+        f = lambda h, x: cell(h, x["left"])
+        with pytest.raises((ValueError, TypeError), match="xs.*right"):
+            scan(f, INIT, xs, solver=solver)
 
     def test_a_carry_whose_shape_changes(self, solver):
         f = lambda h, x: (jnp.zeros(3), None)
@@ -78,7 +80,7 @@ class TestSequences:
         assert "pair" in message
 
     def test_a_step_that_is_no_function(self, solver):
-        with pytest.raises(TypeError, match="callable"):
+        with pytest.raises(TypeError, match="(?i)callable"):
             scan(3, INIT, XS, solver=solver)
 
     def test_a_carry_that_is_no_array(self, solver):
@@ -170,9 +172,7 @@ class TestGuesses:
     @pytest.mark.parametrize("solver", ["deer", "sequential"])
     def test_of_another_structure(self, solver):
         for guess in ({"h": jnp.zeros((5, 2))}, (jnp.zeros((5, 2)),) * 2):
-            message = message_of(
-                ValueError, cell, INIT, XS, solver=solver, guess=guess
-            )
+            message = message_of(ValueError, cell, INIT, XS, solver=solver, guess=guess)
             assert "`guess`" in message
 
     @pytest.mark.parametrize("shape", [(2,), (4, 2), (5, 3), (5,), (5, 2, 1)])

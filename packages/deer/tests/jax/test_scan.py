@@ -50,17 +50,27 @@ def check(f, init, xs=None, length=None, tolerance=1e-12, **options):
 
 
 class TestCells:
-    @pytest.mark.parametrize("length", [0, 1, 2, 3, 100])
-    @pytest.mark.parametrize("solver", [*SOLVERS, "sequential", "auto"])
+    @pytest.mark.parametrize(
+        ("solver", "length"),
+        [
+            *(("deer", length) for length in (0, 1, 2, 3, 100)),
+            *(("jacobi", length) for length in (0, 1, 3)),
+            *(("sequential", length) for length in (0, 3)),
+            *(("auto", length) for length in (0, 3)),
+        ],
+    )
     def test_gru_at_every_length(self, solver, length):
         problem = cell("gru", length)
         check(problem.bind(), problem.init, problem.xs, solver=solver)
 
-    @pytest.mark.parametrize("name", ["lstm", "tanh"])
-    @pytest.mark.parametrize("solver", SOLVERS)
+    @pytest.mark.parametrize(("solver", "name"), [("deer", "lstm"), ("jacobi", "tanh")])
     def test_other_cells(self, solver, name):
         problem = cell(name, 100)
-        check(problem.bind(), problem.init, problem.xs, solver=solver)
+        # Jacobi converges linearly: a residual within tolerance is an error of more.
+        tolerance = 1e-12 if solver == "deer" else 1e-11
+        check(
+            problem.bind(), problem.init, problem.xs, tolerance=tolerance, solver=solver
+        )
 
     def test_a_python_loop_says_the_same(self):
         problem = cell("lstm", 6)
@@ -74,12 +84,11 @@ class TestCells:
         solution = check(problem.bind(), problem.init, problem.xs, solver="deer")
         assert solution.stats["num_steps"] <= 12
 
-    @pytest.mark.parametrize("solver", SOLVERS)
-    def test_reverse(self, solver):
+    def test_reverse(self):
         problem = cell("lstm", 7)
-        check(problem.bind(), problem.init, problem.xs, solver=solver, reverse=True)
+        check(problem.bind(), problem.init, problem.xs, solver="deer", reverse=True)
 
-    @pytest.mark.parametrize("window", [1, 5, 10, 11, 100, 1000])
+    @pytest.mark.parametrize("window", [1, 10, 30, 1000])
     def test_windows_that_divide_the_length_or_do_not(self, window):
         problem = cell("lstm", 100)
         solution = check(
@@ -139,13 +148,21 @@ class TestCarries:
             return new, (carry["wide"][0], new["narrow"])
 
         xs = jax.random.normal(getkey(), (6,))
-        check(f, init, xs, tolerance=3e-6, solver="deer")
         check(f, init, xs, tolerance=3e-6, solver="jacobi", window=4)
 
     @pytest.mark.parametrize("solver", SOLVERS)
-    def test_complex_numbers_through_maps_that_are_not_holomorphic(
-        self, solver, getkey
-    ):
+    def test_a_narrow_leaf_costs_a_wide_one_no_digits(self, solver):
+        def f(carry, x):
+            wide, narrow = carry
+            wide = jnp.tanh(0.9 * wide + x)
+            return (wide, narrow / 2), wide
+
+        init = (jnp.zeros(()), jnp.ones((), jnp.bfloat16))
+        xs = jnp.sin(jnp.arange(60.0))
+        actual = scan(f, init, xs, solver=solver)
+        assert_close(actual[1], lax.scan(f, init, xs)[1], 1e-10)
+
+    def test_complex_numbers_through_maps_that_are_not_holomorphic(self, getkey):
         def f(carry, x):
             z, w = carry
             z = 0.5j * z.conj() + x + (0.3 * jnp.abs(w)).astype(complex)
@@ -154,7 +171,7 @@ class TestCarries:
 
         xs = jax.random.normal(getkey(), (8, 2), jnp.complex128)
         init = (jnp.zeros(2, jnp.complex128), jnp.ones(2))
-        check(f, init, xs, solver=solver)
+        check(f, init, xs, solver="deer")
 
     @pytest.mark.parametrize(
         "dtype", [jnp.float16, jnp.bfloat16, jnp.float32, jnp.complex64], ids=str
@@ -168,19 +185,17 @@ class TestCarries:
 
         xs = jax.random.normal(getkey(), (20, 2), dtype) / 4
         init = jnp.zeros(2, dtype)
-        for solver in SOLVERS:
-            check(f, init, xs, tolerance=4 * eps**0.75, solver=solver)
+        check(f, init, xs, tolerance=4 * eps**0.75, solver="deer")
 
-    @pytest.mark.parametrize("solver", SOLVERS)
-    def test_a_counter_drives_the_step(self, solver):
+    def test_a_counter_drives_the_step(self):
         def f(carry, x):
             count, h = carry["count"], carry["h"]
             h = jnp.tanh(0.5 * h + x + jnp.where(count % 2 == 0, 1.0, -1.0))
             return {"count": count + 2, "even": ~carry["even"], "h": h}, (count, h)
 
         init = {"count": jnp.array(3), "even": jnp.array(True), "h": jnp.zeros(())}
-        check(f, init, jnp.linspace(-1, 1, 7), solver=solver)
-        check(f, init, jnp.linspace(-1, 1, 7), solver=solver, reverse=True, window=3)
+        check(f, init, jnp.linspace(-1, 1, 7), solver="deer")
+        check(f, init, jnp.linspace(-1, 1, 7), solver="jacobi", reverse=True, window=3)
 
     @pytest.mark.parametrize("make", [jax.random.key, jax.random.PRNGKey])
     def test_keys_in_the_carry(self, make):
@@ -191,7 +206,6 @@ class TestCarries:
             return (key, h), (h, key)
 
         init = (make(0), jnp.zeros(()))
-        check(f, init, jnp.linspace(-1, 1, 7), solver="deer")
         check(f, init, jnp.linspace(-1, 1, 7), solver="deer", reverse=True, window=3)
 
     @pytest.mark.parametrize("make", [jax.random.key, jax.random.PRNGKey])
@@ -202,7 +216,6 @@ class TestCarries:
 
         xs = {"key": jax.random.split(make(0), 7), "scale": jnp.arange(7)}
         xs["scale"] = xs["scale"].astype(float)
-        check(f, jnp.zeros(()), xs, solver="deer")
         check(f, jnp.zeros(()), xs, solver="deer", reverse=True, window=3)
 
     def test_no_float_at_all(self):
@@ -223,9 +236,8 @@ class TestInputs:
             h = jnp.cos(h)
             return h, h
 
-        for solver in SOLVERS:
-            check(f, jnp.array([0.1, 0.7]), None, 9, solver=solver)
-            check(f, jnp.array([0.1, 0.7]), length=9, solver=solver, reverse=True)
+        check(f, jnp.array([0.1, 0.7]), None, 9, solver="deer")
+        check(f, jnp.array([0.1, 0.7]), length=9, solver="jacobi", reverse=True)
 
     def test_weights_of_every_step(self, getkey):
         xs = {
@@ -238,8 +250,7 @@ class TestInputs:
             h = jnp.tanh(x["W"] @ h + x["b"] + x["n"].astype(float))
             return h, None
 
-        for solver in SOLVERS:
-            check(f, jnp.zeros(2), xs, 6, solver=solver)
+        check(f, jnp.zeros(2), xs, 6, solver="deer")
 
     def test_numpy_arrays(self):
         xs = np.linspace(-1, 1, 5)
@@ -274,8 +285,7 @@ class TestOutputs:
 
 
 class TestNesting:
-    @pytest.mark.parametrize("solver", ["deer", "jacobi"])
-    def test_scan_in_scan(self, solver):
+    def test_scan_in_scan(self):
         def nested(scan):
             def inner(h, x):
                 h = jnp.tanh(0.5 * h + x)
@@ -292,7 +302,7 @@ class TestNesting:
             xs = jnp.sin(jnp.arange(12.0)).reshape(4, 3)
             return jax.jit(jax.value_and_grad(loss, (0, 1)))(jnp.array(0.3), xs)
 
-        assert_close(nested(ft.partial(scan, solver=solver)), nested(lax.scan))
+        assert_close(nested(ft.partial(scan, solver="deer")), nested(lax.scan))
 
     def test_scan_inside_vmap_inside_scan(self):
         def nested(inner_scan, outer_scan):
@@ -313,7 +323,6 @@ class TestNesting:
         deer = ft.partial(scan, solver="deer")
         expected = nested(lax.scan, lax.scan)
         assert_close(nested(deer, lax.scan), expected)
-        assert_close(nested(lax.scan, deer), expected)
         assert_close(nested(deer, deer), expected)
 
 
@@ -329,17 +338,19 @@ class TestGuesses:
         assert_close(actual, (carry, ys))
         return solution
 
-    @pytest.mark.parametrize("reverse", [False, True])
-    @pytest.mark.parametrize("solver", SOLVERS)
+    @pytest.mark.parametrize(
+        ("solver", "reverse"), [("deer", False), ("deer", True), ("jacobi", True)]
+    )
     def test_an_exact_one_takes_one_sweep(self, solver, reverse):
         solution = self.solve(lambda exact: exact, solver=solver, reverse=reverse)
         assert solution.stats["num_steps"] == 1
 
-    @pytest.mark.parametrize("bad", [jnp.nan, jnp.inf, 1e300, -1e-300])
-    def test_an_awful_one_does_no_harm(self, bad):
-        fill = lambda exact: jax.tree.map(lambda x: jnp.full_like(x, bad), exact)
-        for solver in SOLVERS:
-            self.solve(fill, solver=solver)
+    def test_an_awful_one_does_no_harm(self):
+        problem = cell("tanh", 20)
+        f, init, xs = problem.bind(), problem.init, problem.xs
+        solve = jax.jit(lambda guess: scan(f, init, xs, solver="deer", guess=guess))
+        for bad in (jnp.nan, jnp.inf, 1e300, -1e-300):
+            assert_close(solve(jnp.full((20, 3), bad)), lax.scan(f, init, xs))
 
     def test_the_value_of_an_earlier_solution_serves(self):
         first = self.solve(lambda exact: None, solver="deer")
@@ -383,8 +394,9 @@ class TestSolvers:
         sequential = scan(f, init, xs, solver=Sequential(1e-8, 1e-8))
         assert_identical(sequential, lax.scan(f, init, xs))
 
-    @pytest.mark.parametrize("chunk", [1, 7, 100])
-    @pytest.mark.parametrize("inner", ["sequential", "associative", "blocked"])
+    @pytest.mark.parametrize(
+        ("inner", "chunk"), [("sequential", 1), ("associative", 7), ("blocked", 100)]
+    )
     def test_scans_and_chunks_change_only_rounding(self, inner, chunk):
         problem = cell("gru", 30)
         solver = DEER(rtol=1e-12, atol=1e-12, scan=inner, chunk=chunk)
@@ -403,9 +415,6 @@ class TestSolvers:
                 )
             )(init, xs)
             assert str(actual) == str(expected)
-            assert_close(
-                scan(f, init, xs, unroll=unroll, solver="deer"), lax.scan(f, init, xs)
-            )
 
     def test_positional_arguments_are_those_of_lax_scan(self):
         problem = cell("gru", 12)
@@ -425,8 +434,9 @@ class TestStatistics:
         "error_estimate",
     }
 
-    @pytest.mark.parametrize("solver", [*SOLVERS, "sequential", "auto"])
-    @pytest.mark.parametrize("length", [0, 10])
+    @pytest.mark.parametrize(
+        ("solver", "length"), [("deer", 0), ("auto", 0), ("auto", 10), ("deer", 10)]
+    )
     def test_keys_are_the_same_whatever_the_solver(self, solver, length):
         problem = cell("gru", length)
         _, solution = scan(
@@ -456,7 +466,11 @@ class TestStatistics:
     def test_leaves_are_called_as_the_user_calls_them(self):
         problem = cell("lstm", 5)
         _, solution = scan(
-            problem.bind(), problem.init, problem.xs, solver="deer", return_solution=True
+            problem.bind(),
+            problem.init,
+            problem.xs,
+            solver="deer",
+            return_solution=True,
         )
         assert solution.leaves == ("carry['c']", "carry['h']")
 

@@ -117,6 +117,6 @@ def chunk_size(chunk: int | None, length: int, size: int) -> int:
     """
     if chunk is not None:
         return max(1, min(chunk, length))
-    if jax.default_backend() != "cpu" or size < 4:
+    if jax.default_backend() != "cpu" or size < 8:
         return max(1, length)
-    return max(1, min(100, length))
+    return max(1, min(length, 1000, 2**19 // size**2))

@@ -192,7 +192,7 @@ def _sweep(solver, problem, z):
     index = jnp.arange(length)
 
     def body(carry, elements):
-        last, broken, prefix, first_nonfinite = carry
+        last, broken, worst = carry
         lag, z, xs, index = elements
         f, a = jax.vmap(lambda z, x: solver.transition(problem.step, z, x))(lag, xs)
         # Otherwise `f` is evaluated once more inside `r`, with other rounding, and `r`
@@ -202,28 +202,32 @@ def _sweep(solver, problem, z):
         d = r if a is None else _propagate(solver.scan, a, r, last, index)
         new = f + (d - r)
 
-        def first(where):
-            return jnp.min(jnp.where(where, index, length))
-
-        broken = jnp.minimum(broken, first(~jnp.isfinite(new).all(-1)))
+        broken = jnp.minimum(broken, _first(~jnp.isfinite(new), index, length))
         quarantine = (index >= broken)[:, None]
         new = jnp.where(quarantine, jnp.where(jnp.isfinite(f), f, z), new)
         d = jnp.where(quarantine, new - z, d)
         tol = solver.atol + solver.rtol * jnp.abs(z)
-        within = ((jnp.abs(r) <= tol) & (jnp.abs(d) <= tol)).all(-1)
-        prefix = jnp.minimum(prefix, first(~within))
-        first_nonfinite = jnp.minimum(first_nonfinite, first(~jnp.isfinite(f).all(-1)))
-        return (d[-1], broken, prefix, first_nonfinite), new
+        within = (jnp.abs(r) <= tol) & (jnp.abs(d) <= tol)
+        # One reduction for both the first entry that is not within tolerance and
+        # whether `f` is finite at that time: even numbers where it is not.
+        number = 2 * index[:, None] + jnp.isfinite(f)
+        number = jnp.where(within, 2 * length + 1, number)
+        return (d[-1], broken, jnp.minimum(worst, jnp.min(number))), new
 
-    end = jnp.array(length)
-    (_, _, prefix, first_nonfinite), new = scan_chunks(
+    (_, _, worst), new = scan_chunks(
         body,
-        (jnp.zeros_like(problem.init), end, end, end),
+        (jnp.zeros_like(problem.init), jnp.array(length), jnp.array(2 * length + 1)),
         (problem.lag(z), z, problem.xs, index),
         length,
         chunk_size(solver.chunk, length, problem.size),
     )
-    return new, prefix, (prefix == first_nonfinite) & (prefix < length)
+    return new, worst // 2, worst % 2 == 0
+
+
+def _first(where, index, length):
+    """The first time at which `where`, of shape `(T, n)`, is true anywhere."""
+    # Over both axes at once: a reduction over the last axis alone is slow on a CPU.
+    return jnp.min(jnp.where(where, index[:, None], length))
 
 
 def _propagate(scan, a, b, last, index):
@@ -273,9 +277,9 @@ def certify(
         last = sofar.error.last
         # `last` is zero where a chain starts.
         e = _propagate(scan, a, rounding, last, jnp.where(last.any(), -1, index))
-        beyond = ~(jnp.abs(e) <= tol).all(-1)
-        first = jnp.argmax(beyond)
-        new = beyond.any() & (sofar.prefix == length)
+        first = _first(~(jnp.abs(e) <= tol), index, length)
+        new = (first < length) & (sofar.prefix == length)
+        entry = _worst(e[jnp.minimum(first - index[0], e.shape[0] - 1)])
         return (
             Certificate(
                 jnp.maximum(sofar.residual, residual),
@@ -284,8 +288,8 @@ def certify(
                     jnp.maximum(sofar.error.error, max_abs(e)),
                     jnp.maximum(sofar.error.scale, max_abs(z)),
                 ),
-                jnp.where(new, index[first], sofar.prefix),
-                jnp.where(new, _worst(e[first]), sofar.entry),
+                jnp.where(new, first, sofar.prefix),
+                jnp.where(new, entry, sofar.entry),
             ),
             None,
         )

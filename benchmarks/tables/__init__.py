@@ -1,0 +1,23 @@
+"""The tables by name. A table is imported, and with it a framework, when it is run."""
+
+import importlib
+
+from ..table import Table
+
+
+# Name -> what `--list` says. The module of a table holds it as `TABLE`.
+SUMMARIES = {
+    "deer-scan": "parafix.deer.jax.scan beside lax.scan and a textbook DEER",
+    "memory": "temporary memory of value-and-gradient, with and without windows",
+    "import": "what `import parafix.core` costs, and what it loads",
+    "windows": "time and sweeps of DEER by the length of its windows",
+}
+
+# `import` is no name for a module.
+_MODULES = {"import": "import_time"}
+
+
+def load(name: str) -> Table:
+    """The table of a name of `SUMMARIES`."""
+    module = _MODULES.get(name, name.replace("-", "_"))
+    return importlib.import_module(f"{__name__}.{module}").TABLE

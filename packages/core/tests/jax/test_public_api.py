@@ -1,0 +1,39 @@
+import parafix.core.jax
+
+
+def test_names():
+    assert parafix.core.jax.__all__ == [
+        "RESULTS",
+        "AbstractScan",
+        "AbstractSweep",
+        "AssociativeScan",
+        "BlockedScan",
+        "Chain",
+        "ChainAdjoint",
+        "Jacobi",
+        "Sequential",
+        "SequentialScan",
+        "Solution",
+        "affine_scan",
+        "as_sweep",
+        "assess",
+        "checked_count",
+        "checked_tolerance",
+        "default_tolerance",
+        "jacobian",
+        "solve_chain",
+    ]
+
+
+def test_names_exist_and_are_documented():
+    for name in parafix.core.jax.__all__:
+        value = getattr(parafix.core.jax, name)
+        assert value.__doc__, name
+        assert value.__module__.startswith("parafix.core.jax."), name
+
+
+def test_registered_components_are_there():
+    for component in parafix.core.components(backend="jax"):
+        if component.distribution == "parafix-core":
+            kind, name = component.kind, component.name
+            assert parafix.core.get(kind, name, backend="jax")
