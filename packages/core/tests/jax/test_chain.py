@@ -204,16 +204,16 @@ def implicit_gradient(weights, init, xs, cotangent):
 
 
 class TestAdjoint:
-    @pytest.mark.parametrize("window", [None, 4])
     @pytest.mark.parametrize(
-        "adjoint",
+        ("adjoint", "window"),
         [
-            "implicit",
-            ChainAdjoint(chunk=1),
-            ChainAdjoint(scan="associative", chunk=4),
-            ChainAdjoint(scan="blocked", chunk=100),
+            ("implicit", None),
+            ("implicit", 4),
+            (ChainAdjoint(chunk=1), None),
+            (ChainAdjoint(scan="associative", chunk=4), None),
+            (ChainAdjoint(scan="blocked", chunk=100), 4),
         ],
-        ids=["implicit", "steps", "chunks", "whole"],
+        ids=["implicit", "windows", "steps", "chunks", "whole"],
     )
     def test_agrees_with_sparse_linear_algebra(self, adjoint, window):
         arguments = tanh_problem()

@@ -48,10 +48,6 @@ class TestSequences:
     def test_neither_inputs_nor_a_length(self, solver):
         assert "length" in message_of(ValueError, cell, INIT, solver=solver)
 
-    def test_a_negative_length(self, solver):
-        f = lambda h, x: (0.5 * h, None)
-        assert "length" in message_of(ValueError, f, INIT, None, -1, solver=solver)
-
     def test_an_input_without_a_time_axis(self, solver):
         xs = {"left": jnp.zeros((5, 2)), "right": jnp.array(1.0)}
         f = lambda h, x: cell(h, x["left"])

@@ -51,7 +51,6 @@ class TestReverseMode:
             ("gru", 1, {}),
             ("gru", 100, {"window": 30}),
             ("lstm", 20, {"reverse": True, "window": 7}),
-            ("tanh", 20, {}),
         ],
     )
     def test_agrees_with_lax_scan(self, name, length, options):
@@ -85,6 +84,7 @@ class TestReverseMode:
             sum(jax.tree.leaves(products)), expected, rtol=1e-9, atol=1e-9
         )
 
+    @pytest.mark.slow
     def test_of_chunks_and_other_scans(self):
         problem = gru(jax.random.key(2), 20)
         expected = gradients(lax.scan, problem)
@@ -185,7 +185,10 @@ def all_modes(solver, window=None):
 
 
 class TestOtherModes:
-    @pytest.mark.parametrize(("solver", "window"), [("deer", None), ("jacobi", 4)])
+    @pytest.mark.parametrize(
+        ("solver", "window"),
+        [("deer", None), pytest.param("jacobi", 4, marks=pytest.mark.slow)],
+    )
     def test_agree_with_lax_scan(self, solver, window):
         # Every entry of the Hessian, in weights, carry and inputs.
         assert_close(all_modes(solver, window), all_modes("lax", window))
@@ -223,6 +226,7 @@ class TestOtherModes:
         (row,) = jax.linear_transpose(tangent, problem.init)(jnp.ones((6, 3)))
         assert_close(row, expected.sum((0, 1)))
 
+    @pytest.mark.slow
     def test_under_checkpoint(self):
         problem = gru(jax.random.key(5), 6)
         loss = jax.checkpoint(loss_over(ft.partial(scan, solver="deer"), problem))
@@ -242,6 +246,7 @@ class TestMemory:
         # The states alone are 4 MiB: what is measured is the real thing.
         assert used > length * size * 4
 
+    @pytest.mark.slow
     def test_blocks_are_not_kept_without_windows(self):
         length, size = 2048, 32
         problem = tanh_cell(jax.random.key(6), 1, size=size, inputs=1)

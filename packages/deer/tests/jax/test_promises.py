@@ -410,7 +410,6 @@ class TestResiduals:
         f = problem.bind()
         inits = jax.random.normal(jax.random.key(8), (5, 3))
 
-        @jax.jit
         def solve(tolerance):
             def one(init):
                 return scan(
@@ -427,7 +426,7 @@ class TestResiduals:
             return jax.vmap(one)(inits)
 
         states = jax.vmap(jax.vmap(lambda z, x: f(z, x)[0]), (0, None))
-        for tolerance in (1e-3, 1e-9, 0.0):
+        for tolerance in (1e-3, 0.0):
             solution = solve(tolerance)
             successful = solution.result._value == 0
             residual = solution.stats["residual"]

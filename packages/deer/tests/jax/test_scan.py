@@ -43,7 +43,7 @@ def check(f, init, xs=None, length=None, tolerance=1e-12, **options):
     assert_close(solution.value, carries, tolerance)
     assert solution.result == RESULTS.successful
     assert solution.message() == ""
-    steps = len(jax.tree.leaves(carries)[0])
+    steps = len(jax.tree.leaves(xs)[0]) if length is None else length
     assert solution.stats["converged_prefix"] == steps
     assert solution.stats["residual"] <= 1 or options["solver"] == "sequential"
     return solution
@@ -88,7 +88,7 @@ class TestCells:
         problem = cell("lstm", 7)
         check(problem.bind(), problem.init, problem.xs, solver="deer", reverse=True)
 
-    @pytest.mark.parametrize("window", [1, 10, 30, 1000])
+    @pytest.mark.parametrize("window", [1, 30, 1000])
     def test_windows_that_divide_the_length_or_do_not(self, window):
         problem = cell("lstm", 100)
         solution = check(
@@ -263,25 +263,30 @@ class TestOutputs:
     @pytest.mark.parametrize(
         "output",
         [
-            lambda old, new, x: new,
-            lambda old, new, x: old,
             lambda old, new, x: None,
+            # Leaves of the new carry alone need no evaluation after the solve.
             lambda old, new, x: {"a": new, "b": (new, None)},
-            lambda old, new, x: jnp.argmax(new),
-            lambda old, new, x: (new > 0, 3, 2.0, new.sum().astype(jnp.float32)),
-            lambda old, new, x: (new, x @ new),
+            lambda old, new, x: {
+                "old": old,
+                "new": new,
+                "integer": jnp.argmax(new),
+                "flags": new > 0,
+                "constants": (3, 2.0, None),
+                "narrow": new.sum().astype(jnp.float32),
+                "product": x @ new,
+            },
         ],
-        ids=["carry", "old", "none", "twice", "integer", "mixed", "both"],
+        ids=["none", "carry", "mixed"],
     )
-    def test_of_every_kind(self, output):
+    @pytest.mark.parametrize("window", [None, 5])
+    def test_of_every_kind(self, output, window):
         problem = cell("tanh", 12)
 
         def f(old, x):
             new, _ = problem.bind()(old, x)
             return new, output(old, new, x.sum() * jnp.ones(3))
 
-        for window in (None, 5):
-            check(f, problem.init, problem.xs, solver="deer", window=window)
+        check(f, problem.init, problem.xs, solver="deer", window=window)
 
 
 class TestNesting:
@@ -304,6 +309,7 @@ class TestNesting:
 
         assert_close(nested(ft.partial(scan, solver="deer")), nested(lax.scan))
 
+    @pytest.mark.slow
     def test_scan_inside_vmap_inside_scan(self):
         def nested(inner_scan, outer_scan):
             def inner(h, x):

@@ -100,8 +100,8 @@ def _run(scan, a, b, init, reverse):
 
 
 def _solve(scan, a, b, init, reverse):
-    # The unknown is the states at T + 1 times, the first of which is given. As a linear
-    # system, `y_0 = init` and `y_t - a_t y_{t-1} = b_t`; its transpose is the recurrence
+    # The unknown is the states at T + 1 times, the first of which is given: the linear
+    # system `y_0 = init` and `y_t - a_t y_{t-1} = b_t`. Its transpose is the recurrence
     # `l_t = a_{t+1}^T l_{t+1} + g_t` with `l_T = g_T`: the same `a`, the other way.
     # One array holds it all, for the solve can be transposed only if its right-hand
     # sides are linear all at once. (XLA sees that slices of concatenations are parts.)

@@ -89,8 +89,9 @@ def scan_chunks(
 ) -> tuple[_Carry, PyTree]:
     """As `lax.scan`, but `body` gets `chunk` consecutive elements at once.
 
-    The last call gets what remains, and outputs are joined along their first axis. What `body` forms from its elements (Jacobian
-    blocks, above all) is never held for more than one chunk.
+    The last call gets what remains, and outputs are joined along their first axis.
+    What `body` forms from its elements (Jacobian blocks, above all) is never held for
+    more than one chunk.
     """
     if chunk >= length:
         return body(carry, elements)
