@@ -90,6 +90,7 @@ class _Sentences(Sequence[str]):
     names: tuple[str, ...]
 
     def number(self, code, position, leaf):
+        code, leaf = code.astype(position.dtype), leaf.astype(position.dtype)
         return (position * len(self.names) + leaf) * len(_MEMBERS) + code
 
     def __len__(self) -> int:

@@ -210,7 +210,7 @@ def _sweep(solver, problem, z):
         within = (jnp.abs(r) <= tol) & (jnp.abs(d) <= tol)
         # One reduction for both the first entry that is not within tolerance and
         # whether `f` is finite at that time: even numbers where it is not.
-        number = 2 * index[:, None] + jnp.isfinite(f)
+        number = 2 * index[:, None] + jnp.isfinite(f).astype(index.dtype)
         number = jnp.where(within, 2 * length + 1, number)
         return (d[-1], broken, jnp.minimum(worst, jnp.min(number))), new
 
