@@ -78,7 +78,7 @@ class TestValues:
         for (arguments, reverse), x in zip(cases, results, strict=True):
             assert_close(x, jnp.asarray(loop_affine_scan(*arguments, reverse=reverse)))
 
-    @settings(max_examples=60)
+    @settings(max_examples=40)
     @given(st.data())
     def test_every_shape_agrees_with_a_loop(self, data):
         length = data.draw(st.integers(0, 6), "length")
@@ -270,8 +270,9 @@ class TestDerivatives:
 
 
 class TestNaN:
-    @pytest.mark.parametrize("reverse", [False, True], ids=["forward", "reverse"])
-    @pytest.mark.parametrize("structure", STRUCTURES)
+    @pytest.mark.parametrize(
+        ("structure", "reverse"), [("dense", False), ("diagonal", True)]
+    )
     @pytest.mark.parametrize("scan", SCANS)
     def test_in_a_that_is_not_read_does_not_matter(self, scan, structure, reverse):
         a, b, _ = recurrence(structure, (7, 2))
@@ -291,25 +292,24 @@ class TestNaN:
 
     @pytest.mark.parametrize("scan", SCANS)
     def test_stays_in_its_sample(self, scan):
-        for structure in STRUCTURES:
-            a, b, init = recurrence(structure, (7, 3, 2))
+        a, b, init = recurrence("dense", (7, 3, 2))
 
-            @jax.jit
-            def value_and_gradient(a, b, init):
-                def loss(a, b, init):
-                    x = affine_scan(a, b, init, scan=scan)
-                    return jnp.sum(jnp.sin(x)), x
+        @jax.jit
+        def value_and_gradient(a, b, init):
+            def loss(a, b, init):
+                x = affine_scan(a, b, init, scan=scan)
+                return jnp.sum(jnp.sin(x)), x
 
-                gradients, x = jax.grad(loss, (0, 1, 2), has_aux=True)(a, b, init)
-                return x, *gradients
+            gradients, x = jax.grad(loss, (0, 1, 2), has_aux=True)(a, b, init)
+            return x, *gradients
 
-            clean = value_and_gradient(a, b, init)
-            poisoned = value_and_gradient(a, b.at[3, 1].set(jnp.nan), init)
-            assert np.isnan(poisoned[0][3:, 1]).all()
-            for x, y in zip(poisoned, clean, strict=True):
-                batch = 0 if x.shape == init.shape else 1
-                others = ft.partial(jnp.delete, obj=1, axis=batch)
-                assert_identical(others(x), others(y))
+        clean = value_and_gradient(a, b, init)
+        poisoned = value_and_gradient(a, b.at[3, 1].set(jnp.nan), init)
+        assert np.isnan(poisoned[0][3:, 1]).all()
+        for x, y in zip(poisoned, clean, strict=True):
+            batch = 0 if x.shape == init.shape else 1
+            others = ft.partial(jnp.delete, obj=1, axis=batch)
+            assert_identical(others(x), others(y))
 
     @pytest.mark.parametrize("scan", SCANS)
     def test_does_not_reach_earlier_times(self, scan):

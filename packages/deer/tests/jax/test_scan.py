@@ -96,17 +96,6 @@ class TestCells:
         )
         assert solution.stats["num_steps"] >= -(-100 // window)
 
-    def test_windows_of_jacobi_in_reverse(self):
-        problem = cell("gru", 25)
-        check(
-            problem.bind(),
-            problem.init,
-            problem.xs,
-            solver="jacobi",
-            window=10,
-            reverse=True,
-        )
-
     def test_eager_and_jitted_agree(self):
         problem = cell("gru", 100)
         solve = ft.partial(scan, problem.bind(), solver="deer")
