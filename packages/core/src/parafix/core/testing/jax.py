@@ -309,4 +309,7 @@ class CallCounter:
 def temporary_bytes(function: Callable, *args: Any) -> int:
     """The scratch memory that the compiled `function` asks for. Nothing is run."""
     compiled = jax.jit(function).lower(*args).compile()
-    return compiled.memory_analysis().temp_size_in_bytes
+    analysis = compiled.memory_analysis()
+    if analysis is None:
+        raise RuntimeError("this backend does not say what memory a program needs")
+    return analysis.temp_size_in_bytes
