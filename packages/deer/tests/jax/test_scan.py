@@ -88,7 +88,10 @@ class TestCells:
         problem = cell("lstm", 7)
         check(problem.bind(), problem.init, problem.xs, solver="deer", reverse=True)
 
-    @pytest.mark.parametrize("window", [1, 30, 1000])
+    @pytest.mark.parametrize(
+        "window",
+        [30, *(pytest.param(w, marks=pytest.mark.slow) for w in (1, 10, 1000))],
+    )
     def test_windows_that_divide_the_length_or_do_not(self, window):
         problem = cell("lstm", 100)
         solution = check(
@@ -163,7 +166,7 @@ class TestCarries:
         check(f, init, xs, solver="deer")
 
     @pytest.mark.parametrize(
-        "dtype", [jnp.float16, jnp.bfloat16, jnp.float32, jnp.complex64], ids=str
+        "dtype", [jnp.float16, jnp.bfloat16, jnp.float32, jnp.complex64]
     )
     def test_narrow_dtypes(self, dtype, getkey):
         eps = float(jnp.finfo(dtype).eps)
@@ -267,15 +270,14 @@ class TestOutputs:
         ],
         ids=["none", "carry", "mixed"],
     )
-    @pytest.mark.parametrize("window", [None, 5])
-    def test_of_every_kind(self, output, window):
+    def test_of_every_kind(self, output):
         problem = cell("tanh", 12)
 
         def f(old, x):
             new, _ = problem.bind()(old, x)
             return new, output(old, new, x.sum() * jnp.ones(3))
 
-        check(f, problem.init, problem.xs, solver="deer", window=window)
+        check(f, problem.init, problem.xs, solver="deer", window=5)
 
 
 class TestNesting:
