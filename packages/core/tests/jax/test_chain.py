@@ -14,6 +14,7 @@ from parafix.core.jax import (
     ChainAdjoint,
     Jacobi,
     jacobian,
+    Leaf,
     RESULTS,
     Sequential,
     solve_chain,
@@ -333,7 +334,10 @@ class TestBatches:
 
 class TestFailures:
     def test_leaves_are_named_in_the_order_of_the_state(self):
-        leaves = (("position", 2), ("speed", 1), ("age", 2))
+        leaves = tuple(
+            Leaf(name, size, 2e-16)
+            for name, size in (("position", 2), ("speed", 1), ("age", 2))
+        )
         for entry, name in ((0, "position"), (2, "speed"), (3, "age"), (4, "age")):
             bad = jnp.arange(5) == entry
 

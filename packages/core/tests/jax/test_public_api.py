@@ -11,6 +11,7 @@ def test_names():
         "Chain",
         "ChainAdjoint",
         "Jacobi",
+        "Leaf",
         "Sequential",
         "SequentialScan",
         "Solution",

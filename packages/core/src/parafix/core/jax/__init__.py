@@ -2,7 +2,7 @@
 
 from ._adjoint import ChainAdjoint as ChainAdjoint
 from ._affine_scan import affine_scan as affine_scan
-from ._chain import Chain as Chain, jacobian as jacobian
+from ._chain import Chain as Chain, jacobian as jacobian, Leaf as Leaf
 from ._check import (
     checked_count as checked_count,
     checked_tolerance as checked_tolerance,
@@ -30,6 +30,7 @@ __all__ = [
     "Chain",
     "ChainAdjoint",
     "Jacobi",
+    "Leaf",
     "Sequential",
     "SequentialScan",
     "Solution",

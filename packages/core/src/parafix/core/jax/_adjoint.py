@@ -58,9 +58,9 @@ def _solve_jvp(primals, tangents):
     primal_fn, inputs, adjoint = primals
     _, t_inputs, _ = tangents
     z, rest = _solve(primal_fn, inputs, adjoint)
-    *_, options, _, _, _, _, _ = inputs
-    *_, t_options, _, _, _, _, _ = t_inputs
-    t_z = _tangent(adjoint, options["problem"], t_options["problem"], z)
+    # Where Optimistix has its options.
+    problem, t_problem = inputs[4]["problem"], t_inputs[4]["problem"]
+    t_z = _tangent(adjoint, problem, t_problem, z)
     t_rest = jax.custom_derivatives.zero_from_primal(rest, symbolic_zeros=True)
     return (z, rest), (t_z, t_rest)
 

@@ -1,9 +1,10 @@
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Int, PyTree, Shaped
 
@@ -11,6 +12,14 @@ from ._custom_types import State, States
 
 
 _Carry = TypeVar("_Carry")
+
+
+class Leaf(NamedTuple):
+    """A part of a state: what messages call it, its size, and its rounding error."""
+
+    name: str
+    size: int
+    eps: float
 
 
 class Chain(eqx.Module):
@@ -26,8 +35,7 @@ class Chain(eqx.Module):
     length: int = eqx.field(static=True)
     offset: Int[Array, ""] | int = 0
     stride: int = eqx.field(static=True, default=1)
-    leaves: tuple[tuple[str, int], ...] = eqx.field(static=True, default=())
-    eps: float | None = eqx.field(static=True, default=None)
+    leaves: tuple[Leaf, ...] = eqx.field(static=True, default=())
 
     def __check_init__(self):
         for x in jax.tree.leaves(self.xs):
@@ -38,9 +46,24 @@ class Chain(eqx.Module):
                 )
 
     @property
-    def rounding(self) -> float:
-        """The relative rounding error of a step."""
-        return float(jnp.finfo(self.init.dtype).eps) if self.eps is None else self.eps
+    def eps(self) -> np.ndarray:
+        """The relative rounding error of a step, for each entry of the state."""
+        if not self.leaves:
+            return np.full(self.size, jnp.finfo(self.init.dtype).eps)
+        return np.repeat(
+            [leaf.eps for leaf in self.leaves], [leaf.size for leaf in self.leaves]
+        )
+
+    @property
+    def has_tangent(self) -> bool:
+        """Whether `step` can be differentiated forward."""
+        first = jax.tree.map(lambda x: x[0], self.xs)
+        try:
+            jax.eval_shape(lambda z, x: jacobian(self.step, z, x), self.init, first)
+        except Exception:
+            # Whatever keeps a function from it: a custom VJP, a callback.
+            return False
+        return True
 
     @property
     def size(self) -> int:
@@ -64,9 +87,8 @@ Chain.__init__.__doc__ = """**Arguments:**
     input.
 - `length`: the number of steps `T >= 0`.
 - `offset`, `stride`: entry `i` is called position `offset + stride * i` in messages.
-- `leaves`: `(name, size)` of the leaves that a state consists of, in order, for
-    messages.
-- `eps`: the relative rounding error of a step; that of the dtype of `init` by default.
+- `leaves`: the [`parafix.core.jax.Leaf`][]s that a state consists of, in order; one of
+    the dtype of `init` by default.
 """
 
 

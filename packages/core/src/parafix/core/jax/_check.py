@@ -2,6 +2,7 @@ import operator
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 from jax.core import Tracer
 
 
@@ -10,28 +11,32 @@ def default_tolerance(dtype: Any) -> float:
     return float(jnp.finfo(dtype).eps) ** 0.75
 
 
-def checked_tolerance(name: str, value: Any, dtype: Any) -> Any:
-    """`value`, or the default of `dtype` if it is `None`."""
+def checked_tolerance(name: str, value: Any, default: Any) -> Any:
+    """`value`, a non-negative number or one for each entry; `default` if `None`."""
     if value is None:
-        return default_tolerance(dtype)
+        return default
     if isinstance(value, Tracer):
         return value
     try:
-        ok = float(value) >= 0
+        ok = bool(np.all(np.asarray(value, float) >= 0))
     except (TypeError, ValueError) as e:
         raise TypeError(f"`{name}` must be a number, got {value!r}.") from e
     if not ok:
         raise ValueError(f"`{name}` must be non-negative, got {value}.")
-    return float(value)
+    return float(value) if np.ndim(value) == 0 else value
 
 
 def checked_count(name: str, value: Any) -> int | None:
     """`value`, a positive integer or `None`."""
     if value is None:
         return None
-    if isinstance(value, bool) or not hasattr(value, "__index__"):
+    try:
+        count = operator.index(value)
+    except TypeError as e:
+        message = f"`{name}` must be an integer or None, got {value!r}."
+        raise TypeError(message) from e
+    if isinstance(value, bool):
         raise TypeError(f"`{name}` must be an integer or None, got {value!r}.")
-    count = operator.index(value)
     if count < 1:
         raise ValueError(f"`{name}` must be at least 1, got {count}.")
     return count

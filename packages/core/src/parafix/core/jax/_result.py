@@ -11,7 +11,7 @@ from ._custom_types import IntScalar
 
 
 if TYPE_CHECKING:
-    from ._chain import Chain
+    from ._chain import Chain, Leaf
 
 _Token = TypeVar("_Token")
 
@@ -110,14 +110,14 @@ def fail_if(
     Works under `jit`. Of several samples in a `vmap`, the one whose first bad position
     is the last speaks.
     """
-    sentences = _Sentences(tuple(name for name, _ in problem.leaves) or ("",))
+    sentences = _Sentences(tuple(leaf.name for leaf in problem.leaves) or ("",))
     position = problem.offset + problem.stride * prefix
     failed = result != RESULTS.successful
     number = sentences.number(result._value, position, leaf)
     return eqx.branched_error_if(token, failed, jnp.where(failed, number, 0), sentences)
 
 
-def leaf_of(entry: IntScalar, leaves: tuple[tuple[str, int], ...]) -> IntScalar:
-    """The number of the leaf in which entry `entry` of a raveled state lies."""
-    ends = list(itertools.accumulate(size for _, size in leaves))
+def leaf_of(entry: IntScalar, leaves: tuple["Leaf", ...]) -> IntScalar:
+    """The number of the leaf in which entry `entry` of a state lies."""
+    ends = list(itertools.accumulate(leaf.size for leaf in leaves))
     return jnp.searchsorted(jnp.array(ends or [1]), entry, side="right")

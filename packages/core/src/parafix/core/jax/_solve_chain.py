@@ -1,20 +1,29 @@
 import dataclasses
+import functools as ft
 
 import equinox as eqx
+import equinox.internal as eqxi
 import jax
 import jax.numpy as jnp
 import optimistix as optx
 from jax import lax
+from jaxtyping import ArrayLike
 
 from ._adjoint import ChainAdjoint
-from ._chain import Chain, scan_chunks
+from ._chain import Chain, chunk_size, scan_chunks
 from ._check import checked_count, checked_tolerance
 from ._custom_types import FloatScalar, IntScalar, States
 from ._named import named
 from ._result import leaf_of, RESULTS
 from ._solution import Solution
 from ._solver import as_sweep, Sequential
-from ._sweep import AbstractSweep, certify, ErrorEstimate, worst_entry
+from ._sweep import (
+    AbstractSweep,
+    certify,
+    ErrorEstimate,
+    max_residual,
+    worst_entry,
+)
 
 
 @eqx.filter_jit
@@ -24,8 +33,8 @@ def solve_chain(
     solver: str | AbstractSweep | Sequential = "jacobi",
     guess: States | None = None,
     adjoint: str | ChainAdjoint = "implicit",
-    rtol: float | None = None,
-    atol: float | None = None,
+    rtol: ArrayLike | None = None,
+    atol: ArrayLike | None = None,
     max_steps: int | None = None,
     window: int | None = None,
     throw: bool = True,
@@ -44,7 +53,8 @@ def solve_chain(
     - `guess`: shape `(T, n)`; the initial state at all times by default. Entries that
         are not finite count as zero. Its gradient is zero.
     - `adjoint`: a [`parafix.core.jax.ChainAdjoint`][] or a registered name.
-    - `rtol`, `atol`: `eps^(3/4)` of the dtype by default.
+    - `rtol`, `atol`: a number, or one for each entry of a state; `eps^(3/4)` of the
+        dtype of each by default.
     - `max_steps`: at most this many sweeps (in each window); `T`, which always is
         enough, by default.
     - `window`: solve this many times to the end before going on to the next, which
@@ -75,7 +85,7 @@ def solve_chain(
         )
     max_steps = checked_count("max_steps", max_steps)
     window = checked_count("window", window)
-    solver = as_sweep(solver, rtol, atol, dtype)
+    solver = as_sweep(solver, rtol, atol, _default_tolerance(problem))
     if isinstance(adjoint, str):
         adjoint = named("adjoint", adjoint)()
     if length == 0 or size == 0:
@@ -87,15 +97,19 @@ def solve_chain(
     if isinstance(solver, Sequential):
         return _solve_sequentially(problem, solver)
     window = length if window is None else min(window, length)
-    return _solve_windows(problem, solver, guess, adjoint, max_steps, window, throw)
+    if isinstance(adjoint, ChainAdjoint) and adjoint.chunk is None:
+        # So that a window bounds the memory of the gradient, too.
+        chunk = min(window, chunk_size(None, length, size))
+        adjoint = dataclasses.replace(adjoint, chunk=chunk)
+    return _solve_in_parallel(problem, solver, guess, adjoint, max_steps, window, throw)
 
 
 def assess(
     problem: Chain,
     z: States,
     *,
-    rtol: float | None = None,
-    atol: float | None = None,
+    rtol: ArrayLike | None = None,
+    atol: ArrayLike | None = None,
 ) -> Solution[States]:
     """What can be said of states that the sequential program returned.
 
@@ -117,22 +131,34 @@ def assess(
     fixed, fixed_z = _stop_gradient((problem, z))
     bad = ~jnp.isfinite(fixed_z).all(-1)
     prefix = jnp.where(bad.any(), jnp.argmax(bad), problem.length)
-    certificate = certify(
-        fixed,
-        fixed_z,
-        ErrorEstimate.zero(fixed.init),
-        checked_tolerance("rtol", rtol, z.dtype),
-        checked_tolerance("atol", atol, z.dtype),
-    )
+    default = _default_tolerance(problem)
+    rtol = checked_tolerance("rtol", rtol, default)
+    atol = checked_tolerance("atol", atol, default)
+    if fixed.has_tangent:
+        certificate = certify(
+            fixed, fixed_z, ErrorEstimate.zero(fixed.init), rtol, atol
+        )
+        residual, error = certificate.residual, certificate.error.value
+        products = problem.size
+    else:
+        # Only what needs no derivative can be said.
+        residual = max_residual(fixed(fixed_z), fixed_z, rtol, atol)
+        error, products = jnp.full((), jnp.nan, z.dtype), 0
     summary = _Summary(
         RESULTS.where(bad.any(), RESULTS.nonfinite, RESULTS.successful),
         prefix,
         jnp.array(problem.length),
-        certificate.residual,
+        residual,
         worst_entry(fixed, fixed_z, prefix),
     )
-    counts = {"num_evals": jnp.array(2), "num_linear": jnp.array(problem.size)}
-    return _solution(problem, z, summary, certificate.error, counts)
+    counts = {"num_evals": jnp.array(2), "num_linear": jnp.array(products)}
+    return _solution(problem, z, summary, error, counts)
+
+
+def _default_tolerance(problem):
+    tolerance = problem.eps**0.75
+    one = tolerance.size == 0 or (tolerance == tolerance[0]).all()
+    return float(tolerance[0]) if one and tolerance.size else tolerance
 
 
 def _empty_solution(problem):
@@ -148,7 +174,7 @@ def _empty_solution(problem):
         problem,
         jnp.zeros((problem.length, problem.size), problem.init.dtype),
         summary,
-        ErrorEstimate.zero(problem.init),
+        jnp.zeros((), problem.init.dtype),
         {"num_evals": none, "num_linear": none},
     )
 
@@ -163,37 +189,11 @@ class _Summary(eqx.Module):
     entry: IntScalar
 
 
-def _solve_windows(problem, solver, guess, adjoint, max_steps, window, throw):
-    def body(carry, elements):
-        init, error = carry
-        xs, guess, index = elements
-        part = Chain(
-            problem.step,
-            init,
-            xs,
-            index.shape[0],
-            problem.offset + problem.stride * index[0],
-            problem.stride,
-            problem.leaves,
-            problem.eps,
-        )
-        z, stats = _solve_one(part, solver, guess, adjoint, max_steps, error, throw)
-        summary = _Summary(
-            stats["result"],
-            index[0] + stats["converged_prefix"],
-            stats["num_steps"],
-            stats["residual"],
-            stats["entry"],
-        )
-        return (z[-1], stats["error"]), (z, jax.tree.map(lambda x: x[None], summary))
-
-    (_, error), (z, summaries) = scan_chunks(
-        body,
-        (problem.init, ErrorEstimate.zero(problem.init)),
-        (problem.xs, guess, jnp.arange(problem.length)),
-        problem.length,
-        window,
-    )
+def _solve_in_parallel(problem, solver, guess, adjoint, max_steps, window, throw):
+    # The adjoint sees one solve of the whole chain, in the form of Optimistix.
+    options = {"problem": problem, "window": window, "throw": throw}
+    inputs = (_fn, solver, guess, problem, options, max_steps, None, None, frozenset())
+    z, (summaries, error) = adjoint.apply(_solve_windows, None, inputs, frozenset())
     # The first window that failed speaks for all.
     failed = summaries.result != RESULTS.successful
     one = jnp.where(failed.any(), jnp.argmax(failed), failed.shape[0] - 1)
@@ -210,24 +210,71 @@ def _solve_windows(problem, solver, guess, adjoint, max_steps, window, throw):
         "num_linear": summary.num_steps * solver.num_linear(problem.size)
         + windows * problem.size,
     }
-    return _solution(problem, z, summary, error, counts)
+    return _solution(problem, z, summary, error.value, counts)
 
 
-def _solve_one(problem, solver, guess, adjoint, max_steps, error, throw):
+def _fn(z, problem):
+    return problem(z)
+
+
+def _solve_windows(inputs):
+    """The states, and what is known of them: one window after the other."""
+    _, solver, guess, problem, options, max_steps, _, _, _, _ = inputs
+
+    def body(carry, elements):
+        init, error = carry
+        xs, guess, index = elements
+        part = Chain(
+            problem.step,
+            init,
+            xs,
+            index.shape[0],
+            problem.offset + problem.stride * index[0],
+            problem.stride,
+            problem.leaves,
+        )
+        z, stats = _solve_window(part, solver, guess, max_steps, error, options)
+        summary = _Summary(
+            stats["result"],
+            index[0] + stats["converged_prefix"],
+            stats["num_steps"],
+            stats["residual"],
+            stats["entry"],
+        )
+        return (z[-1], stats["error"]), (z, jax.tree.map(lambda x: x[None], summary))
+
+    (_, error), (z, summaries) = scan_chunks(
+        body,
+        (problem.init, ErrorEstimate.zero(problem.init)),
+        (problem.xs, guess, jnp.arange(problem.length)),
+        problem.length,
+        options["window"],
+    )
+    return z, (summaries, error)
+
+
+def _solve_window(problem, solver, guess, max_steps, error, options):
     if guess is None:
         guess = jnp.broadcast_to(problem.init, (problem.length, problem.size))
-    guess = lax.stop_gradient(jnp.where(jnp.isfinite(guess), guess, 0))
     sol = optx.fixed_point(
-        lambda z, problem: problem(z),
+        _fn,
         solver,
-        guess,
+        jnp.where(jnp.isfinite(guess), guess, 0),
         args=problem,
-        options={"problem": problem, "error": error, "throw": throw},
+        options={"problem": problem, "error": error, "throw": options["throw"]},
         max_steps=problem.length if max_steps is None else max_steps,
-        adjoint=adjoint,
+        adjoint=_Undifferentiated(),
         throw=False,
     )
     return sol.value, sol.stats
+
+
+class _Undifferentiated(optx.AbstractAdjoint):
+    """For a solve inside one whose adjoint does it all."""
+
+    def apply(self, primal_fn, rewrite_fn, inputs, tags):
+        del rewrite_fn, tags
+        return primal_fn((*inputs, ft.partial(eqxi.while_loop, kind="lax")))
 
 
 def _solve_sequentially(problem, solver):
@@ -248,11 +295,11 @@ def _solution(problem, z, summary, error, counts):
             **counts,
             "residual": summary.residual,
             "converged_prefix": summary.prefix,
-            "error_estimate": error.value,
+            "error_estimate": error,
         },
         position=problem.offset + problem.stride * summary.prefix,
         leaf=leaf_of(summary.entry, problem.leaves),
-        leaves=tuple(name for name, _ in problem.leaves),
+        leaves=tuple(leaf.name for leaf in problem.leaves),
     )
 
 

@@ -2,6 +2,7 @@ from typing import Any
 
 import equinox as eqx
 import optimistix as optx
+from jaxtyping import ArrayLike
 
 from ._check import checked_tolerance
 from ._named import named
@@ -15,17 +16,21 @@ class Sequential(eqx.Module):
     only set the unit in which a residual is reported.
     """
 
-    rtol: float
-    atol: float
+    rtol: ArrayLike
+    atol: ArrayLike
+
+    def __check_init__(self):
+        checked_tolerance("rtol", self.rtol, None)
+        checked_tolerance("atol", self.atol, None)
 
 
-def as_solver(solver: Any, rtol: Any, atol: Any, dtype: Any) -> Any:
+def as_solver(solver: Any, rtol: Any, atol: Any, default: ArrayLike = 0.0) -> Any:
     """The solver that `solver` names, built from the tolerances, or `solver` itself."""
     if isinstance(solver, str):
         target = named("solver", solver)
         return target(
-            rtol=checked_tolerance("rtol", rtol, dtype),
-            atol=checked_tolerance("atol", atol, dtype),
+            rtol=checked_tolerance("rtol", rtol, default),
+            atol=checked_tolerance("atol", atol, default),
         )
     if not isinstance(solver, Sequential | optx.AbstractFixedPointSolver):
         raise TypeError(
@@ -42,10 +47,10 @@ def as_solver(solver: Any, rtol: Any, atol: Any, dtype: Any) -> Any:
 
 
 def as_sweep(
-    solver: Any, rtol: Any, atol: Any, dtype: Any
+    solver: Any, rtol: Any, atol: Any, default: ArrayLike = 0.0
 ) -> AbstractSweep | Sequential:
     """As `as_solver`, for a chain."""
-    solver = as_solver(solver, rtol, atol, dtype)
+    solver = as_solver(solver, rtol, atol, default)
     if not isinstance(solver, AbstractSweep | Sequential):
         raise TypeError(
             f"{type(solver).__name__} solves dense problems; a chain needs a sweep: "

@@ -8,11 +8,18 @@ import jax.numpy as jnp
 import optimistix as optx
 from equinox import AbstractVar
 from jax import lax
-from jaxtyping import Array, Float
+from jaxtyping import Array, ArrayLike, Float
 
 from ._affine_scan import affine_scan
 from ._chain import Chain, chunk_size, jacobian, scan_chunks
-from ._custom_types import BoolScalar, FloatScalar, IntScalar, State, States
+from ._check import checked_count, checked_tolerance
+from ._custom_types import (
+    BoolScalar,
+    FloatScalar,
+    IntScalar,
+    State,
+    States,
+)
 from ._result import fail_if, leaf_of, RESULTS
 from ._scan import AbstractScan
 
@@ -69,10 +76,16 @@ class AbstractSweep(optx.AbstractFixedPointSolver):
       is not finite: then the sequential program returns that value too.
     """
 
-    rtol: AbstractVar[float]
-    atol: AbstractVar[float]
+    # One number, as in Optimistix, or one for each entry of a state.
+    rtol: AbstractVar[ArrayLike]  # pyright: ignore[reportIncompatibleVariableOverride]
+    atol: AbstractVar[ArrayLike]  # pyright: ignore[reportIncompatibleVariableOverride]
     scan: AbstractVar[str | AbstractScan]
     chunk: AbstractVar[int | None]
+
+    def __check_init__(self):
+        checked_tolerance("rtol", self.rtol, None)
+        checked_tolerance("atol", self.atol, None)
+        checked_count("chunk", self.chunk)
 
     @abc.abstractmethod
     def transition(
@@ -122,7 +135,7 @@ class AbstractSweep(optx.AbstractFixedPointSolver):
         certificate = certify(
             problem, y, options["error"], self.rtol, self.atol, self.scan, self.chunk
         )
-        unstable = ~(certificate.error.value <= problem.rounding**0.5)
+        unstable = ~(certificate.error.value <= float(problem.eps.max()) ** 0.5)
         result = RESULTS.where(unstable, RESULTS.ill_conditioned, RESULTS.successful)
         result = RESULTS.where(converged, result, RESULTS.max_steps_reached)
         result = RESULTS.where(state.nonfinite, RESULTS.nonfinite, result)
@@ -132,9 +145,9 @@ class AbstractSweep(optx.AbstractFixedPointSolver):
         prefix = jnp.where(state.nonfinite, state.prefix, jnp.minimum(prefix, length))
         unstable = result == RESULTS.ill_conditioned
         prefix = jnp.where(unstable, certificate.prefix, prefix)
+        entry = jnp.where(unstable, certificate.entry, worst_entry(problem, y, prefix))
         suffix = state.nonfinite & (jnp.arange(length) >= prefix)
         y = jnp.where(suffix[:, None], jnp.nan, y)
-        entry = jnp.where(unstable, certificate.entry, worst_entry(problem, y, prefix))
         if options["throw"]:
             leaf = leaf_of(entry, problem.leaves)
             y = fail_if(y, result, problem, prefix, leaf)
@@ -156,8 +169,8 @@ class Jacobi(AbstractSweep):
     chain, whatever `T`.
     """
 
-    rtol: float
-    atol: float
+    rtol: ArrayLike
+    atol: ArrayLike
     scan: str | AbstractScan = "auto"
     chunk: int | None = None
 
@@ -206,7 +219,7 @@ def _sweep(solver, problem, z):
         quarantine = (index >= broken)[:, None]
         new = jnp.where(quarantine, jnp.where(jnp.isfinite(f), f, z), new)
         d = jnp.where(quarantine, new - z, d)
-        tol = solver.atol + solver.rtol * jnp.abs(z)
+        tol = _tolerance(solver.rtol, solver.atol, z)
         within = (jnp.abs(r) <= tol) & (jnp.abs(d) <= tol)
         # One reduction for both the first entry that is not within tolerance and
         # whether `f` is finite at that time: even numbers where it is not.
@@ -222,6 +235,18 @@ def _sweep(solver, problem, z):
         chunk_size(solver.chunk, length, problem.size),
     )
     return new, worst // 2, worst % 2 == 0
+
+
+def max_residual(f: States, z: States, rtol: Any, atol: Any) -> FloatScalar:
+    """`max |f - z|` in units of the tolerance."""
+    r = f - z
+    # 0 / 0 is an entry that is met exactly at zero tolerance.
+    return max_abs(jnp.where(r == 0, 0, r / _tolerance(rtol, atol, z)))
+
+
+def _tolerance(rtol, atol, z):
+    rtol, atol = (jnp.atleast_1d(jnp.asarray(x, z.dtype))[None] for x in (rtol, atol))
+    return atol + rtol * jnp.abs(z)
 
 
 def _first(where, index, length):
@@ -265,15 +290,17 @@ def certify(
     that of what precedes the chain.
     """
     length, size = problem.length, problem.size
+    eps = jnp.asarray(problem.eps, z.dtype)[None]
 
     def body(sofar, elements):
         lag, z, xs, index = elements
         f, a = jax.vmap(lambda z, x: jacobian(problem.step, z, x))(lag, xs)
-        tol = atol + rtol * jnp.abs(z)
-        r = jnp.abs(f - z)
-        # 0 / 0 is an entry that is met exactly at zero tolerance.
-        residual = max_abs(jnp.where(r == 0, 0, r / tol))
-        rounding = problem.rounding * z * _signs(index, size).astype(z.dtype)
+        tol = _tolerance(rtol, atol, z)
+        residual = max_residual(f, z, rtol, atol)
+        # A derivative that is not finite says nothing about rounding.
+        a = jnp.where(jnp.isfinite(a), a, 0)
+        position = problem.offset + problem.stride * index
+        rounding = eps * z * _signs(position, size).astype(z.dtype)
         last = sofar.error.last
         # `last` is zero where a chain starts.
         e = _propagate(scan, a, rounding, last, jnp.where(last.any(), -1, index))
@@ -305,10 +332,10 @@ def certify(
     return certificate
 
 
-def _signs(index, size):
+def _signs(position, size):
     # A fixed sequence without period that any recurrence could resonate with: bits of
     # a linear congruential hash of the entry's number.
-    entry = index[:, None] * size + jnp.arange(size)[None]
+    entry = position[:, None] * size + jnp.arange(size)[None]
     entry = entry.astype(jnp.uint32)
     return jnp.where((entry * 1103515245 + 12345) & 0x10000, 1, -1)
 

@@ -9,6 +9,8 @@ from jax import lax
 from jax.interpreters import partial_eval as pe
 from jaxtyping import Array, Float, PyTree
 
+from parafix.core.jax import Leaf
+
 
 class Layout(eqx.Module):
     """How the leaves of a carry become a flat state, and back.
@@ -46,21 +48,20 @@ class Layout(eqx.Module):
             return jnp.result_type(jnp.float32, *dtypes)
 
     @property
-    def coarsest(self) -> Any:
-        """The float dtype with the largest eps: what tolerances can be met in."""
-        dtypes = [jnp.finfo(self.structs[i].dtype).dtype for i in self.floats]
-        if not dtypes:
-            return self.dtype
-        return max(dtypes, key=lambda dtype: jnp.finfo(dtype).eps)
-
-    @property
-    def leaves(self) -> tuple[tuple[str, int], ...]:
-        """Name and number of state entries of every float leaf."""
-        return tuple((self.names[i], _size(self.structs[i])) for i in self.floats)
+    def leaves(self) -> tuple[Leaf, ...]:
+        """Name, number of state entries and rounding error of every float leaf."""
+        return tuple(
+            Leaf(
+                self.names[i],
+                _size(self.structs[i]),
+                float(jnp.finfo(self.structs[i].dtype).eps),
+            )
+            for i in self.floats
+        )
 
     @property
     def size(self) -> int:
-        return sum(size for _, size in self.leaves)
+        return sum(leaf.size for leaf in self.leaves)
 
     def cast(self, carry: PyTree) -> PyTree:
         """`carry` with exactly the dtypes of the layout."""

@@ -1,3 +1,5 @@
+from jaxtyping import ArrayLike
+
 from parafix.core.jax import AbstractScan, AbstractSweep, jacobian
 
 
@@ -14,8 +16,8 @@ class DEER(AbstractSweep):
         the sequence length", ICLR 2024, equation 5, here in update form.
     """
 
-    rtol: float
-    atol: float
+    rtol: ArrayLike
+    atol: ArrayLike
     scan: str | AbstractScan = "auto"
     chunk: int | None = None
 

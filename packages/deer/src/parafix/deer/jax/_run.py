@@ -11,6 +11,7 @@ from jaxtyping import PyTree
 
 from parafix.core.jax import (
     AbstractSweep,
+    as_sweep,
     assess,
     Chain,
     RESULTS,
@@ -27,12 +28,15 @@ class Job(eqx.Module):
 
     f: Callable
     layout: Layout
+    rtol: Any
+    atol: Any
     length: int = eqx.field(static=True)
     reverse: bool = eqx.field(static=True)
     unroll: int | bool = eqx.field(static=True)
     max_steps: int | None = eqx.field(static=True)
     window: int | None = eqx.field(static=True)
     throw: bool = eqx.field(static=True)
+    return_solution: bool = eqx.field(static=True)
 
     def inspect(self, init: PyTree, xs: PyTree) -> Body:
         x = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), xs)
@@ -49,15 +53,21 @@ class Job(eqx.Module):
 @eqx.filter_jit
 def run(
     job: Job,
-    solver: AbstractSweep | Sequential,
+    solver: str | AbstractSweep | Sequential,
     init: PyTree,
     xs: PyTree,
     guess: PyTree,
-) -> tuple[tuple[PyTree, PyTree], Solution]:
-    """`((carry, ys), solution)`."""
+) -> Any:
+    """`(carry, ys)`, or `((carry, ys), solution)` where that is wanted."""
+    sequential = isinstance(as_sweep(solver, job.rtol, job.atol), Sequential)
+    if sequential or job.length * job.layout.size == 0:
+        if not job.return_solution:
+            return lax.scan(job.f, init, xs, job.length, job.reverse, job.unroll)
+        rtol, atol = job.rtol, job.atol
+        if isinstance(solver, Sequential):
+            rtol, atol = solver.rtol, solver.atol
+        return _run_sequentially(job, rtol, atol, init, xs)
     body = job.inspect(init, xs)
-    if isinstance(solver, Sequential) or job.length * job.layout.size == 0:
-        return _run_sequentially(job, solver, body, init, xs)
     if body.tainted:
         driver, source = body.tainted[0]
         dtype = job.layout.structs[job.layout.names.index(driver)].dtype
@@ -65,10 +75,11 @@ def run(
             f"`{driver}` ({dtype}) depends on `{source}`, and only float leaves of the "
             'carry can be iterated on. Make it a float, or use solver="sequential".'
         )
-    return _run_in_parallel(job, solver, body, init, xs, guess)
+    out, solution = _run_in_parallel(job, solver, body, init, xs, guess)
+    return (out, solution) if job.return_solution else out
 
 
-def _run_sequentially(job, solver, body, init, xs):
+def _run_sequentially(job, rtol, atol, init, xs):
     def with_carry(carry, x):
         carry, y = job.f(carry, x)
         return carry, (y, carry)
@@ -77,10 +88,10 @@ def _run_sequentially(job, solver, body, init, xs):
         with_carry, init, xs, job.length, job.reverse, job.unroll
     )
     z = job.states(carries)
-    if body.tainted:
+    if job.inspect(init, xs).tainted:
         return (carry, ys), _unassessed(job, carries, z)
     problem, _, _ = _as_chain(job, init, flip(xs) if job.reverse else xs)
-    solution = assess(problem, z, rtol=solver.rtol, atol=solver.atol)
+    solution = assess(problem, z, rtol=rtol, atol=atol)
     return (carry, ys), eqx.tree_at(lambda s: s.value, solution, carries)
 
 
@@ -92,6 +103,8 @@ def _run_in_parallel(job, solver, body, init, xs, guess):
     solution = solve_chain(
         problem,
         solver=solver,
+        rtol=job.rtol,
+        atol=job.atol,
         guess=None if guess is None else job.states(guess),
         max_steps=job.max_steps,
         window=job.window,
@@ -145,7 +158,6 @@ def _as_chain(job, init, xs):
         offset=job.length - 1 if job.reverse else 0,
         stride=-1 if job.reverse else 1,
         leaves=layout.leaves,
-        eps=float(jnp.finfo(layout.coarsest).eps),
     )
     return problem, drivers, new_drivers
 
@@ -175,23 +187,12 @@ def sweeps_serve(job: Job, init: PyTree, xs: PyTree) -> bool:
     """Whether sweeps can take `f`: drivers run by themselves, and `f` has a JVP."""
     if job.inspect(init, xs).tainted:
         return False
-    x = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), xs)
-    layout = job.layout
 
-    def step(state, drivers, x):
-        return layout.split(job.f(layout.join(state, drivers), x)[0])[0]
+    def serves(init, xs):
+        problem, _, _ = _as_chain(job, init, xs)
+        return jnp.zeros(int(problem.has_tangent))
 
-    def tangent(init, x):
-        state, drivers = layout.split(init)
-        return jax.jvp(lambda state: step(state, drivers, x), (state,), (state,))
-
-    try:
-        jax.eval_shape(tangent, init, x)
-    except Exception:
-        # Whatever keeps `f` from forward mode (a custom VJP, a callback), the loop that
-        # was written works.
-        return False
-    return True
+    return jax.eval_shape(serves, init, xs).shape == (1,)
 
 
 def flip(tree: PyTree) -> PyTree:

@@ -6,6 +6,7 @@ from typing import Any, cast, TypeVar
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jaxtyping import ArrayLike
 
 from parafix.core.jax import AbstractSweep, as_sweep, checked_count, Sequential
 
@@ -29,8 +30,8 @@ def scan(
     *,
     solver: str | AbstractSweep | Sequential = "auto",
     guess: _Carry | None = None,
-    rtol: float | None = None,
-    atol: float | None = None,
+    rtol: ArrayLike | None = None,
+    atol: ArrayLike | None = None,
     max_steps: int | None = None,
     window: int | None = None,
     throw: bool = True,
@@ -66,8 +67,8 @@ def scan(
     - `guess`: a pytree like the carry with a leading axis `T`, in the order of `ys`,
         for instance the `value` of an earlier solution; `init` at all times by default.
         Its gradient is zero.
-    - `rtol`, `atol`: tolerances on the carry; by default `eps^(3/4)` of its coarsest
-        dtype.
+    - `rtol`, `atol`: tolerances on the carry; by default `eps^(3/4)` of the dtype of
+        each leaf.
     - `max_steps`: at most this many sweeps; after `k` of them the first `k` carries are
         exact. `T`, which always is enough, by default.
     - `window`: solve this many times to the end before going on to the next. Bounds
@@ -97,12 +98,12 @@ def scan(
     window = checked_count("window", window)
     automatic = isinstance(solver, str) and solver == "auto"
     if automatic and jax.default_backend() == "cpu":
-        solver = "sequential"
-    if not isinstance(solver, str) or solver != "auto":
-        # A wrong name or a doubled tolerance is an error wherever the solve would run.
-        chosen = as_sweep(solver, rtol, atol, jnp.float32)
-        if isinstance(chosen, Sequential) and guess is None and not return_solution:
-            return lax.scan(f, init, xs, length, reverse, unroll)
+        solver, automatic = "sequential", False
+    # A wrong name or a doubled tolerance is an error wherever the solve would run.
+    chosen = as_sweep("deer" if automatic else solver, rtol, atol)
+    plain = guess is None and not return_solution
+    if isinstance(chosen, Sequential) and plain:
+        return lax.scan(f, init, xs, length, reverse, unroll)
 
     # `lax.scan` itself says what is wrong with `f`, `init`, `xs` and `length`.
     carry_struct, _ = jax.eval_shape(
@@ -112,37 +113,48 @@ def scan(
     init, xs = layout.cast(init), jax.tree.map(jnp.asarray, xs)
     leaves = jax.tree.leaves(xs)
     steps = leaves[0].shape[0] if leaves else operator.index(cast(int, length))
+    if steps < 0:
+        raise ValueError(f"`length` must be non-negative, got {steps}.")
     if guess is not None:
         guess = _checked_guess(guess, layout, steps)
-    job = Job(f, layout, steps, reverse, unroll, max_steps, window, throw)
-
-    def run_with(solver, init, xs, guess):
-        solver = as_sweep(solver, rtol, atol, layout.coarsest)
-        return run(job, solver, init, xs, guess)
-
-    if isinstance(solver, str) and solver == "auto":
+    job = Job(
+        f,
+        layout,
+        rtol,
+        atol,
+        steps,
+        reverse,
+        unroll,
+        max_steps,
+        window,
+        throw,
+        return_solution,
+    )
+    if automatic:
         choice = choose(steps, layout.size, jax.default_backend()).solver
-        if choice == "sequential" or not sweeps_serve(job, init, xs):
-            out, solution = run_with("sequential", init, xs, guess)
-        else:
+        if choice != "sequential" and sweeps_serve(job, init, xs):
             # What this is compiled for is known for sure only when it is lowered.
-            out, solution = lax.platform_dependent(
+            return lax.platform_dependent(
                 init,
                 xs,
                 guess,
-                cpu=ft.partial(run_with, "sequential"),
-                default=ft.partial(run_with, choice),
+                cpu=ft.partial(run, job, "sequential"),
+                default=ft.partial(run, job, choice),
             )
-    else:
-        out, solution = run_with(solver, init, xs, guess)
-    return (out, solution) if return_solution else out
+        solver = "sequential"
+    return run(job, solver, init, xs, guess)
 
 
 def _check_lengths(xs):
+    for path, x in jax.tree_util.tree_leaves_with_path(xs):
+        if jnp.ndim(x) == 0:
+            raise ValueError(
+                f"`xs{jax.tree_util.keystr(path)}` is a scalar; every leaf of `xs` "
+                "must have time as its first axis."
+            )
     lengths = {
         "xs" + jax.tree_util.keystr(path): jnp.shape(x)[0]
         for path, x in jax.tree_util.tree_leaves_with_path(xs)
-        if jnp.ndim(x) > 0
     }
     if len(set(lengths.values())) > 1:
         found = ", ".join(f"`{name}` has {length}" for name, length in lengths.items())
@@ -165,4 +177,6 @@ def _checked_guess(guess, layout, length):
                 f"`guess` must have a leading axis of {length} over `{name}`: expected "
                 f"shape {expected}, got {x.shape}."
             )
+        if jnp.iscomplexobj(x) and not jnp.iscomplexobj(struct):
+            raise TypeError(f"`guess` is {x.dtype} where `{name}` is {struct.dtype}.")
     return layout.cast(guess)
