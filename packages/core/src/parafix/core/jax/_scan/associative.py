@@ -45,5 +45,7 @@ def _odd_even(a, b, dense):
     rest = a if constant else a[2::2]
     x_even = apply(rest, x_odd[: (length - 1) // 2]) + b[2::2]
     x_even = jnp.concatenate([b[:1], x_even])
-    out = jnp.zeros_like(b)
-    return out.at[0::2].set(x_even).at[1::2].set(x_odd)
+    # Interleaved by a reshape: an indexed update would be a scatter.
+    pairs_of_x = jnp.stack([x_even[:pairs], x_odd], axis=1)
+    out = pairs_of_x.reshape(2 * pairs, *b.shape[1:])
+    return out if length % 2 == 0 else jnp.concatenate([out, x_even[pairs:]])
