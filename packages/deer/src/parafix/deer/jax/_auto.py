@@ -34,7 +34,7 @@ def choose(length: int, size: int, platform: str) -> Choice:
         return Choice(
             "sequential",
             "on a CPU the compiled loop does a fraction of the arithmetic of the "
-            "sweeps, and there is little idle hardware to do the rest on",
+            "sweeps, and forward it is the faster one",
         )
     if length < _SHORTEST_LENGTH:
         return Choice(
