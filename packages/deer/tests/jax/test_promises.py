@@ -507,3 +507,46 @@ def test_as_many_sweeps_as_steps_are_always_enough(seed, length, solver, scale, 
     if solution.result == RESULTS.successful:
         assert stats["residual"] <= 1
         assert stats["converged_prefix"] == length
+
+
+class TestSlowChains:
+    """Small residuals add up where a chain forgets slowly."""
+
+    @pytest.mark.parametrize("window", [None, 50])
+    def test_jacobi_goes_on_until_the_states_are_right(self, window):
+        def f(h, _):
+            h = h + 1e-3 * (1 - h)
+            return h, h
+
+        expected = lax.scan(f, jnp.zeros(()), length=200)[1]
+        (_, ys), solution = scan(
+            f,
+            jnp.zeros(()),
+            length=200,
+            solver="jacobi",
+            rtol=1e-3,
+            atol=1e-3,
+            window=window,
+            return_solution=True,
+        )
+        assert solution.result == RESULTS.successful
+        np.testing.assert_allclose(ys, expected, atol=2e-3)
+
+    def test_too_few_sweeps_are_no_success(self):
+        def f(h, _):
+            h = h + 1e-3 * (1 - h)
+            return h, h
+
+        _, solution = scan(
+            f,
+            jnp.zeros(()),
+            length=200,
+            solver="jacobi",
+            rtol=1e-3,
+            atol=1e-3,
+            max_steps=20,
+            throw=False,
+            return_solution=True,
+        )
+        assert solution.result != RESULTS.successful
+        assert solution.stats["converged_prefix"] < 200

@@ -39,8 +39,9 @@ class RESULTS(eqx.Enumeration):
         "or use a solver with a trust region."
     )
     stalled = (
-        "The residual stopped falling before it was within tolerance. The tolerances "
-        "may be below what this dtype can reach: raise them or use a wider dtype."
+        "The iterates stopped moving before the solution was within tolerance. Use a "
+        'solver with derivatives (`solver="deer"`); if the tolerances are below what '
+        "this dtype can reach, raise them or use a wider dtype."
     )
     ill_conditioned = (
         "The equations hold to within tolerance, but the recurrence is unstable: it "

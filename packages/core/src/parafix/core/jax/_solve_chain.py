@@ -254,6 +254,7 @@ def _solve_windows(inputs):
 
 
 def _solve_window(problem, solver, guess, max_steps, error, options):
+    max_steps = problem.length if max_steps is None else max_steps
     if guess is None:
         guess = jnp.broadcast_to(problem.init, (problem.length, problem.size))
     sol = optx.fixed_point(
@@ -261,8 +262,13 @@ def _solve_window(problem, solver, guess, max_steps, error, options):
         solver,
         jnp.where(jnp.isfinite(guess), guess, 0),
         args=problem,
-        options={"problem": problem, "error": error, "throw": options["throw"]},
-        max_steps=problem.length if max_steps is None else max_steps,
+        options={
+            "problem": problem,
+            "error": error,
+            "throw": options["throw"],
+            "max_steps": max_steps,
+        },
+        max_steps=max_steps,
         adjoint=_Undifferentiated(),
         throw=False,
     )

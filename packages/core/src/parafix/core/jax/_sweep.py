@@ -35,11 +35,13 @@ class ErrorEstimate(eqx.Module):
     last: State
     error: FloatScalar
     scale: FloatScalar
+    # The Newton step of the last state: how far it is from its true value.
+    step: State
 
     @classmethod
     def zero(cls, init: State) -> "ErrorEstimate":
         zero = jnp.zeros((), init.dtype)
-        return cls(jnp.zeros_like(init), zero, zero)
+        return cls(jnp.zeros_like(init), zero, zero, jnp.zeros_like(init))
 
     @property
     def value(self) -> FloatScalar:
@@ -72,8 +74,11 @@ class AbstractSweep(optx.AbstractFixedPointSolver):
       `f` is not finite by `z`: iterates are always finite, and a NaN ahead cannot reach
       the times before it.
     - A solve has converged when `|r|` and `|d|` are both within `atol + rtol |z|` at
-      all times. It has failed for good when they are at all times before `t`, and `f_t`
-      is not finite: then the sequential program returns that value too.
+      all times, and so is the Newton step there: where a chain forgets slowly, small
+      residuals add up, and a sweep without derivatives does not see it. Then it goes
+      on, with tolerances as much smaller as the step is too large.
+    - It has failed for good when `r` and `d` are within tolerance at all times before
+      `t`, and `f_t` is not finite: then the sequential program returns that value too.
     """
 
     # One number, as in Optimistix, or one for each entry of a state.
@@ -131,12 +136,13 @@ class AbstractSweep(optx.AbstractFixedPointSolver):
         del fn, args, tags, result
         problem: Chain = options["problem"]
         length = problem.length
+        y, state, certificate = _refine(self, problem, y, state, options)
         converged = _converged(state, length)
-        certificate = certify(
-            problem, y, options["error"], self.rtol, self.atol, self.scan, self.chunk
+        result = RESULTS.where(
+            certificate.newton <= 1, RESULTS.successful, RESULTS.stalled
         )
-        unstable = ~(certificate.error.value <= float(problem.eps.max()) ** 0.5)
-        result = RESULTS.where(unstable, RESULTS.ill_conditioned, RESULTS.successful)
+        unstable = _is_unstable(problem, certificate)
+        result = RESULTS.where(unstable, RESULTS.ill_conditioned, result)
         result = RESULTS.where(converged, result, RESULTS.max_steps_reached)
         result = RESULTS.where(state.nonfinite, RESULTS.nonfinite, result)
         # The prefix is about the iterate that entered the last sweep. The one that is
@@ -145,6 +151,8 @@ class AbstractSweep(optx.AbstractFixedPointSolver):
         prefix = jnp.where(state.nonfinite, state.prefix, jnp.minimum(prefix, length))
         unstable = result == RESULTS.ill_conditioned
         prefix = jnp.where(unstable, certificate.prefix, prefix)
+        near = jnp.minimum(certificate.near, prefix)
+        prefix = jnp.where(result == RESULTS.stalled, near, prefix)
         entry = jnp.where(unstable, certificate.entry, worst_entry(problem, y, prefix))
         suffix = state.nonfinite & (jnp.arange(length) >= prefix)
         y = jnp.where(suffix[:, None], jnp.nan, y)
@@ -199,6 +207,59 @@ def _converged(state, length):
     return (state.prefix == length) | (state.num_steps >= length)
 
 
+def _is_unstable(problem, certificate):
+    return ~(certificate.error.value <= float(problem.eps.max()) ** 0.5)
+
+
+def _refine(solver, problem, z, state, options):
+    """Certifies `z`, and sweeps on until its Newton step is within tolerance too."""
+    length, budget = problem.length, options["max_steps"]
+
+    def certified(z):
+        return certify(
+            problem,
+            z,
+            options["error"],
+            solver.rtol,
+            solver.atol,
+            solver.scan,
+            solver.chunk,
+        )
+
+    def unfinished(carry):
+        _, state, certificate, _ = carry
+        may = _converged(state, length) & ~state.nonfinite
+        may = may & (state.num_steps < jnp.minimum(budget, length))
+        return may & ~(certificate.newton <= 1) & ~_is_unstable(problem, certificate)
+
+    def body(carry):
+        z, state, certificate, factor = carry
+        factor = factor / (2 * jnp.clip(certificate.newton, 1, 1e6))
+        tight = eqx.tree_at(
+            lambda s: (s.rtol, s.atol),
+            solver,
+            (solver.rtol * factor, solver.atol * factor),
+        )
+
+        def moving(carry):
+            _, state = carry
+            going = ~_converged(state, length) & ~state.nonfinite
+            return going & (state.num_steps < budget)
+
+        def sweep(carry):
+            z, state = carry
+            z, prefix, nonfinite = _sweep(tight, problem, z)
+            return z, _SweepState(prefix, nonfinite, state.num_steps + 1)
+
+        state = _SweepState(jnp.array(0), jnp.array(False), state.num_steps)
+        z, state = lax.while_loop(moving, sweep, (z, state))
+        return z, state, certified(z), factor
+
+    carry = (z, state, certified(z), jnp.ones((), z.dtype))
+    z, state, certificate, _ = lax.while_loop(unfinished, body, carry)
+    return z, state, certificate
+
+
 def _sweep(solver, problem, z):
     """One sweep: the next iterate, and what is known of the entering one."""
     length = problem.length
@@ -239,9 +300,12 @@ def _sweep(solver, problem, z):
 
 def max_residual(f: States, z: States, rtol: Any, atol: Any) -> FloatScalar:
     """`max |f - z|` in units of the tolerance."""
-    r = f - z
+    return max_abs(_ratio(f - z, _tolerance(rtol, atol, z)))
+
+
+def _ratio(x, tol):
     # 0 / 0 is an entry that is met exactly at zero tolerance.
-    return max_abs(jnp.where(r == 0, 0, r / _tolerance(rtol, atol, z)))
+    return jnp.where(x == 0, 0, x / tol)
 
 
 def _tolerance(rtol, atol, z):
@@ -265,11 +329,15 @@ def _propagate(scan, a, b, last, index):
 class Certificate(eqx.Module):
     """What `certify` finds: `residual` is in units of the tolerance.
 
-    `prefix` is the first time at which rounding may have carried `z` beyond tolerance,
-    and `entry` the entry of the state for which it is worst there.
+    `newton` is the largest Newton step, in units of the tolerance and of what rounding
+    alone may cause; `near` the first time at which it is above one. `prefix` is the
+    first time at which rounding may have carried `z` beyond tolerance, and `entry` the
+    entry of the state for which it is worst there.
     """
 
     residual: FloatScalar
+    newton: FloatScalar
+    near: IntScalar
     error: ErrorEstimate
     prefix: IntScalar
     entry: IntScalar
@@ -302,18 +370,27 @@ def certify(
         position = problem.offset + problem.stride * index
         rounding = eps * z * _signs(position, size).astype(z.dtype)
         last = sofar.error.last
-        # `last` is zero where a chain starts.
-        e = _propagate(scan, a, rounding, last, jnp.where(last.any(), -1, index))
+        # Where a chain starts, both are zero.
+        fresh = jnp.where(last.any() | sofar.error.step.any(), -1, index)
+        e = _propagate(scan, a, rounding, last, fresh)
+        largest = jnp.maximum(sofar.error.error, max_abs(e))
+        d = _propagate(scan, a, f - z, sofar.error.step, fresh)
+        distance = _ratio(d, tol + 10 * largest)
         first = _first(~(jnp.abs(e) <= tol), index, length)
         new = (first < length) & (sofar.prefix == length)
         entry = _worst(e[jnp.minimum(first - index[0], e.shape[0] - 1)])
         return (
             Certificate(
                 jnp.maximum(sofar.residual, residual),
+                jnp.maximum(sofar.newton, max_abs(distance)),
+                jnp.minimum(
+                    sofar.near, _first(~(jnp.abs(distance) <= 1), index, length)
+                ),
                 ErrorEstimate(
                     e[-1],
-                    jnp.maximum(sofar.error.error, max_abs(e)),
+                    largest,
                     jnp.maximum(sofar.error.scale, max_abs(z)),
+                    d[-1],
                 ),
                 jnp.where(new, first, sofar.prefix),
                 jnp.where(new, entry, sofar.entry),
@@ -321,7 +398,8 @@ def certify(
             None,
         )
 
-    start = Certificate(jnp.zeros((), z.dtype), error, jnp.array(length), jnp.array(0))
+    zero, end = jnp.zeros((), z.dtype), jnp.array(length)
+    start = Certificate(zero, zero, end, error, end, jnp.array(0))
     certificate, _ = scan_chunks(
         body,
         start,
