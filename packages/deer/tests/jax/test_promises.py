@@ -20,7 +20,7 @@ from parafix.core.testing.jax import (
     reference_scan,
     tanh_cell,
 )
-from parafix.deer.jax import scan
+from parafix.deer.jax import DEER, scan
 
 
 SOLVERS = ("deer", "jacobi")
@@ -242,6 +242,70 @@ class TestChaos:
     def test_is_raised(self):
         with pytest.raises(RuntimeError, match="(?s)amplifies rounding.*position: "):
             scan(logistic, jnp.array(0.3), length=200, solver="deer")
+
+    # A guess that is the answer leaves no rounding in the residuals to look at.
+    def exact(self, rate, chunk=None):
+        solve = ft.partial(self.solve, rate, chunk=chunk)
+        solution = solve()
+        again = solve(guess=solution.value)
+        assert_identical(again.value, solution.value)
+        assert again.stats["num_steps"] == 1
+        return again
+
+    def solve(self, rate, guess=None, length=200, chunk=None, max_steps=None):
+        def f(carry, x):
+            chaos = rate * carry["chaos"] * (1 - carry["chaos"])
+            carry = {"calm": jnp.tanh(0.5 * carry["calm"] + x), "chaos": chaos}
+            return carry, None
+
+        return scan(
+            f,
+            {"calm": jnp.array(0.1), "chaos": jnp.array(0.3)},
+            jnp.sin(jnp.arange(length)),
+            solver=DEER(1e-12, 1e-12, chunk=chunk),
+            guess=guess,
+            max_steps=max_steps,
+            throw=False,
+            return_solution=True,
+        )[1]
+
+    @pytest.mark.parametrize("sweeps", [2, 50])
+    def test_nowhere_reaches_the_prefix_of_too_few_sweeps(self, sweeps):
+        # Ahead of it iterates are as large as they get, and so is their rounding.
+        first = self.solve(3.9, max_steps=sweeps).value["chaos"]
+        assert np.abs(first).max() > 2
+        assert_identical(first[:sweeps], self.solve(3.9).value["chaos"][:sweeps])
+
+    @pytest.mark.parametrize("chunk", [None, 60])
+    def test_is_no_success_if_the_guess_is_the_answer(self, chunk):
+        solution = self.exact(3.9, chunk)
+        assert solution.result == RESULTS.ill_conditioned
+        assert "leaf carry['chaos']" in solution.message()
+        calm = self.exact(2.5, chunk)
+        assert calm.result == RESULTS.successful
+
+    def test_is_no_success_if_the_guess_is_the_answer_for_a_part(self):
+        # The residuals of the other leaf hold rounding, and this one's do not.
+        chaotic = self.solve(3.9).value
+        guess = {**chaotic, "calm": chaotic["calm"] + 1e-3}
+        solution = self.solve(3.9, guess=guess)
+        assert_identical(solution.value["chaos"], chaotic["chaos"])
+        assert solution.result == RESULTS.ill_conditioned
+
+    def test_in_one_sample_changes_no_bit_of_the_others(self):
+        rates = jnp.array([2.5, 2.9, 3.9])
+        exact = jax.vmap(self.solve)(rates).value
+        calm = {name: 0 * value for name, value in exact.items()}
+        guesses = jax.tree.map(lambda c, e: c.at[2].set(e[2]), calm, exact)
+        beside = jax.vmap(self.solve)(rates, guesses)
+        alone = jax.vmap(self.solve)(rates.at[2].set(2.7), calm)
+        unstable = beside.result == RESULTS.ill_conditioned
+        np.testing.assert_array_equal(unstable, [False, False, True])
+        assert (alone.result == RESULTS.successful).all()
+        first = jax.tree.map(lambda x: x[:2], (beside.value, beside.stats))
+        assert_identical(
+            first, jax.tree.map(lambda x: x[:2], (alone.value, alone.stats))
+        )
 
 
 class TestMaxSteps:

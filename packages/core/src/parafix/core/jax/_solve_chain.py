@@ -148,11 +148,11 @@ def assess(
         RESULTS.where(bad.any(), RESULTS.nonfinite, RESULTS.successful),
         prefix,
         jnp.array(problem.length),
+        jnp.array(2),
         residual,
         worst_entry(fixed, fixed_z, prefix),
     )
-    counts = {"num_evals": jnp.array(2), "num_linear": jnp.array(products)}
-    return _solution(problem, z, summary, error, counts)
+    return _solution(problem, z, summary, error, jnp.array(products))
 
 
 def _default_tolerance(problem):
@@ -167,6 +167,7 @@ def _empty_solution(problem):
         RESULTS.successful,
         jnp.array(problem.length),
         none,
+        none,
         jnp.zeros((), problem.init.dtype),
         none,
     )
@@ -175,7 +176,7 @@ def _empty_solution(problem):
         jnp.zeros((problem.length, problem.size), problem.init.dtype),
         summary,
         jnp.zeros((), problem.init.dtype),
-        {"num_evals": none, "num_linear": none},
+        none,
     )
 
 
@@ -185,6 +186,7 @@ class _Summary(eqx.Module):
     result: RESULTS
     prefix: IntScalar
     num_steps: IntScalar
+    num_evals: IntScalar
     residual: FloatScalar
     entry: IntScalar
 
@@ -201,16 +203,14 @@ def _solve_in_parallel(problem, solver, guess, adjoint, max_steps, window, throw
     summary = dataclasses.replace(
         summary,
         num_steps=summaries.num_steps.sum(),
+        num_evals=summaries.num_evals.sum(),
         residual=summaries.residual.max(),
     )
-    # Each window is certified by one more evaluation.
-    windows = failed.shape[0]
-    counts = {
-        "num_evals": summary.num_steps + windows,
-        "num_linear": summary.num_steps * solver.num_linear(problem.size)
-        + windows * problem.size,
-    }
-    return _solution(problem, z, summary, error.value, counts)
+    # What is not a sweep is a certificate, which takes the whole Jacobian.
+    certificates = summary.num_evals - summary.num_steps
+    linear = summary.num_steps * solver.num_linear(problem.size)
+    linear = linear + certificates * problem.size
+    return _solution(problem, z, summary, error.value, linear)
 
 
 def _fn(z, problem):
@@ -238,6 +238,7 @@ def _solve_windows(inputs):
             stats["result"],
             index[0] + stats["converged_prefix"],
             stats["num_steps"],
+            stats["num_evals"],
             stats["residual"],
             stats["entry"],
         )
@@ -292,13 +293,14 @@ def _solve_sequentially(problem, solver):
     return assess(problem, z, rtol=solver.rtol, atol=solver.atol)
 
 
-def _solution(problem, z, summary, error, counts):
+def _solution(problem, z, summary, error, num_linear):
     return Solution(
         value=z,
         result=summary.result,
         stats={
             "num_steps": summary.num_steps,
-            **counts,
+            "num_evals": summary.num_evals,
+            "num_linear": num_linear,
             "residual": summary.residual,
             "converged_prefix": summary.prefix,
             "error_estimate": error,

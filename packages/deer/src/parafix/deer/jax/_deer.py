@@ -1,3 +1,5 @@
+from typing import ClassVar
+
 from jaxtyping import ArrayLike
 
 from parafix.core.jax import AbstractScan, AbstractSweep, jacobian
@@ -20,6 +22,7 @@ class DEER(AbstractSweep):
     atol: ArrayLike
     scan: str | AbstractScan = "auto"
     chunk: int | None = None
+    newton: ClassVar[bool] = True
 
     def transition(self, step, z, x):
         return jacobian(step, z, x)
