@@ -419,16 +419,13 @@ class TestMissingNames:
         assert "version 0.3 does not have it" in message
         assert "pip install --upgrade parafix-wonder" in message
 
-    @pytest.mark.parametrize(
-        "typo", ["anderson-mxing", "ANDERSON_MIXING", "andersonmixing"]
-    )
+    @pytest.mark.parametrize("typo", ["wonder-mxing", "WONDER_MIXING", "wondermixing"])
     def test_typo(self, site, typo):
-        site.add_component("wonder", "anderson-mixing")
-        site.add_component("other", "broyden")
+        site.add_component("wonder", "wonder-mixing")
         message = message_of("rootfinder", typo, "jax")
         assert f"no rootfinder {typo!r} for jax" in message
-        assert "did you mean 'anderson-mixing'?" in message
-        assert "anderson-mixing, broyden" in message
+        assert "did you mean 'wonder-mixing'?" in message
+        assert "sequential, wonder-mixing" in message
 
     def test_nothing_close(self, site):
         site.add_component("wonder", "wonder")
@@ -664,7 +661,9 @@ class TestRegister:
 
 def ours(item: Component | Demo) -> bool:
     """Whether this repository registers it. Others may be called parafix-... too."""
-    return item.target.startswith("parafix.")
+    # A name of ours may stand for a class of a library, and a package may be so new
+    # that it is not in the table.
+    return item.target.startswith("parafix.") or item.distribution in KNOWN.values()
 
 
 class TestOurOwn:

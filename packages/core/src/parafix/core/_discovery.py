@@ -196,11 +196,18 @@ class _Loader:
                 f"{one_line(error)} (the hooks are {listed})",
             )
         for hook, kind in _HOOKS.items():
+            caller = getattr(manager.hook, hook)
             try:
-                for result in getattr(manager.hook, hook)():
+                results = caller()
+                for result in results:
                     self._take(plugin, hook, kind, result)
             except (Exception, SystemExit) as error:
                 self._raised(plugin.name, plugin.distribution, f"{hook}()", error)
+                continue
+            # pluggy drops None, which a function without `yield` returns.
+            if caller.get_hookimpls() and not results:
+                problem = f"{hook}() returned None: is there a `yield` missing?"
+                self._fail(plugin.name, plugin.distribution, problem)
 
     def _take(
         self, plugin: Plugin, hook: str, kind: Kind | None, result: Iterable[Any]

@@ -9,13 +9,26 @@ from typing import Final
 
 # (kind, name, backend) -> distribution. Aliases have lines of their own.
 KNOWN: Final[dict[tuple[str, str, str], str]] = {
+    ("rootfinder", "anderson", "jax"): "parafix-core",
+    ("rootfinder", "bfgs", "jax"): "parafix-core",
+    ("rootfinder", "broyden", "jax"): "parafix-core",
+    ("rootfinder", "chord", "jax"): "parafix-core",
     ("rootfinder", "deer", "jax"): "parafix-deer",
+    ("rootfinder", "dogleg", "jax"): "parafix-core",
+    ("rootfinder", "fixed-point", "jax"): "parafix-core",
+    ("rootfinder", "gauss-newton", "jax"): "parafix-core",
     ("rootfinder", "jacobi", "jax"): "parafix-core",
+    ("rootfinder", "levenberg-marquardt", "jax"): "parafix-core",
+    ("rootfinder", "newton", "jax"): "parafix-core",
+    ("rootfinder", "newton-krylov", "jax"): "parafix-core",
     ("rootfinder", "sequential", "jax"): "parafix-core",
     ("scan", "associative", "jax"): "parafix-core",
     ("scan", "blocked", "jax"): "parafix-core",
     ("scan", "sequential", "jax"): "parafix-core",
     ("adjoint", "implicit", "jax"): "parafix-core",
+    ("adjoint", "one-step", "jax"): "parafix-core",
+    ("adjoint", "phantom", "jax"): "parafix-core",
+    ("adjoint", "unrolled", "jax"): "parafix-core",
 }
 
 # name -> (distribution, the extras that the demo needs)

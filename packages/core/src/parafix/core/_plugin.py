@@ -31,8 +31,107 @@ _SONG: Final = """\
 }"""
 
 
+_WALKER: Final = """\
+@article{walker2011anderson,
+  title = {Anderson Acceleration for Fixed-Point Iterations},
+  author = {Walker, Homer F. and Ni, Peng},
+  journal = {SIAM Journal on Numerical Analysis},
+  volume = {49},
+  number = {4},
+  pages = {1715--1735},
+  year = {2011},
+  doi = {10.1137/10078356X}
+}"""
+
+_BROYDEN: Final = """\
+@article{broyden1965class,
+  title = {A Class of Methods for Solving Nonlinear Simultaneous Equations},
+  author = {Broyden, C. G.},
+  journal = {Mathematics of Computation},
+  volume = {19},
+  number = {92},
+  pages = {577--593},
+  year = {1965},
+  doi = {10.1090/S0025-5718-1965-0198670-6}
+}"""
+
+_EISENSTAT: Final = """\
+@article{eisenstat1996choosing,
+  title = {Choosing the Forcing Terms in an Inexact {N}ewton Method},
+  author = {Eisenstat, Stanley C. and Walker, Homer F.},
+  journal = {SIAM Journal on Scientific Computing},
+  volume = {17},
+  number = {1},
+  pages = {16--32},
+  year = {1996},
+  doi = {10.1137/0917003}
+}"""
+
+_FUNG: Final = """\
+@inproceedings{fung2022jfb,
+  title = {{JFB}: {J}acobian-Free Backpropagation for Implicit Networks},
+  author = {Fung, Samy Wu and Heaton, Howard and Li, Qiuwei and McKenzie, Daniel and
+            Osher, Stanley and Yin, Wotao},
+  booktitle = {Proceedings of the AAAI Conference on Artificial Intelligence},
+  volume = {36},
+  pages = {6648--6656},
+  year = {2022}
+}"""
+
+_GENG: Final = """\
+@inproceedings{geng2021training,
+  title = {On Training Implicit Models},
+  author = {Geng, Zhengyang and Zhang, Xin-Yu and Bai, Shaojie and Wang, Yisen and
+            Lin, Zhouchen},
+  booktitle = {Advances in Neural Information Processing Systems},
+  volume = {34},
+  year = {2021}
+}"""
+
+_OPTIMISTIX: Final = """\
+@article{rader2024optimistix,
+  title = {Optimistix: modular optimisation in {JAX} and {E}quinox},
+  author = {Rader, Jason and Lyons, Terry and Kidger, Patrick},
+  journal = {arXiv:2402.09983},
+  year = {2024}
+}"""
+
+# name, target, summary, what to cite
+_DENSE: Final = (
+    ("fixed-point", "FixedPoint", "plain iteration, damped if asked for", ()),
+    ("anderson", "Anderson", "iteration accelerated by the last steps", (_WALKER,)),
+    ("broyden", "Broyden", "the inverse Jacobian learnt on the way", (_BROYDEN,)),
+    ("newton", "Newton", "Newton's method with a direct linear solve", ()),
+    (
+        "newton-krylov",
+        "NewtonKrylov",
+        "Newton's method by GMRES, without a matrix",
+        (_EISENSTAT,),
+    ),
+)
+_OF_OPTIMISTIX: Final = (
+    ("chord", "Chord", "Newton's method with the first Jacobian throughout"),
+    ("dogleg", "Dogleg", "Gauss-Newton with a trust region"),
+    ("levenberg-marquardt", "LevenbergMarquardt", "damped Gauss-Newton"),
+    ("gauss-newton", "GaussNewton", "Gauss-Newton with a line search"),
+    ("bfgs", "BFGS", "quasi-Newton on half the squared residual"),
+)
+
+
 @hookimpl
 def parafix_rootfinders() -> Iterator[Component]:
+    for name, target, summary, cite in _DENSE:
+        path = f"parafix.core.jax:{target}"
+        yield Component("rootfinder", name, "jax", path, summary=summary, cite=cite)
+    for name, target, summary in _OF_OPTIMISTIX:
+        yield Component(
+            "rootfinder",
+            name,
+            "jax",
+            f"optimistix:{target}",
+            summary=f"{summary} (of Optimistix)",
+            cite=(_OPTIMISTIX,),
+        )
     yield Component(
         "rootfinder",
         "jacobi",
@@ -82,6 +181,29 @@ def parafix_adjoints() -> Iterator[Component]:
         "adjoint",
         "implicit",
         "jax",
-        "parafix.core.jax:ChainAdjoint",
-        summary="implicit function theorem: one reversed scan, full Jacobian",
+        "parafix.core.jax:ImplicitAdjoint",
+        summary="implicit function theorem: the gradient, whatever the solver did",
+    )
+    yield Component(
+        "adjoint",
+        "one-step",
+        "jax",
+        "parafix.core.jax:OneStepAdjoint",
+        summary="differentiates one application of the function: no linear solve",
+        cite=(_FUNG,),
+    )
+    yield Component(
+        "adjoint",
+        "phantom",
+        "jax",
+        "parafix.core.jax:PhantomAdjoint",
+        summary="differentiates some damped steps from the solution",
+        cite=(_GENG,),
+    )
+    yield Component(
+        "adjoint",
+        "unrolled",
+        "jax",
+        "parafix.core.jax:UnrolledAdjoint",
+        summary="differentiates the solver's own steps, checkpointed",
     )

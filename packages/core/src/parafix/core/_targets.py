@@ -48,7 +48,7 @@ def load_target(item: Component | Demo) -> Any:
         target: Any = importlib.import_module(module)
         for attribute in attributes.split("."):
             target = getattr(target, attribute)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         missing = missing_library(error, item.distribution)
         if missing:
             raise MissingFrameworkError(f"{describe(item)} {missing}") from error

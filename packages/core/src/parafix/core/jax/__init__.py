@@ -1,6 +1,13 @@
-"""parafix for JAX: affine scans, chains and what they promise."""
+"""parafix for JAX: fixed points, chains, affine scans, and what they promise."""
 
-from ._adjoint import ChainAdjoint as ChainAdjoint
+from ._adjoint import (
+    AbstractDenseTangent as AbstractDenseTangent,
+    ChainAdjoint as ChainAdjoint,
+    ImplicitAdjoint as ImplicitAdjoint,
+    OneStepAdjoint as OneStepAdjoint,
+    PhantomAdjoint as PhantomAdjoint,
+    UnrolledAdjoint as UnrolledAdjoint,
+)
 from ._affine_scan import affine_scan as affine_scan
 from ._chain import Chain as Chain, jacobian as jacobian, Leaf as Leaf
 from ._check import (
@@ -8,7 +15,17 @@ from ._check import (
     checked_tolerance as checked_tolerance,
     default_tolerance as default_tolerance,
 )
+from ._dense import fixed_point as fixed_point, root_find as root_find
+from ._iteration import AbstractIteration as AbstractIteration
+from ._linear import GMRES as GMRES
 from ._result import RESULTS as RESULTS
+from ._rootfinders import (
+    Anderson as Anderson,
+    Broyden as Broyden,
+    FixedPoint as FixedPoint,
+    Newton as Newton,
+    NewtonKrylov as NewtonKrylov,
+)
 from ._scan import (
     AbstractScan as AbstractScan,
     AssociativeScan as AssociativeScan,
@@ -22,24 +39,38 @@ from ._sweep import AbstractSweep as AbstractSweep, Jacobi as Jacobi
 
 
 __all__ = [
+    "GMRES",
     "RESULTS",
+    "AbstractDenseTangent",
+    "AbstractIteration",
     "AbstractScan",
     "AbstractSweep",
+    "Anderson",
     "AssociativeScan",
     "BlockedScan",
+    "Broyden",
     "Chain",
     "ChainAdjoint",
+    "FixedPoint",
+    "ImplicitAdjoint",
     "Jacobi",
     "Leaf",
+    "Newton",
+    "NewtonKrylov",
+    "OneStepAdjoint",
+    "PhantomAdjoint",
     "Sequential",
     "SequentialScan",
     "Solution",
+    "UnrolledAdjoint",
     "affine_scan",
     "as_sweep",
     "assess",
     "checked_count",
     "checked_tolerance",
     "default_tolerance",
+    "fixed_point",
     "jacobian",
+    "root_find",
     "solve_chain",
 ]

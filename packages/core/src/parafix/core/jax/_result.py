@@ -26,22 +26,23 @@ class RESULTS(eqx.Enumeration):
     successful = "Every entry is finite and within tolerance."
     max_steps_reached = (
         "The solver used up `max_steps` before every entry was within tolerance. "
-        "Raise `max_steps` or the tolerances, give a better `guess`, or solve "
-        'sequentially (`solver="sequential"`).'
+        "Raise `max_steps` or the tolerances, start closer to the solution, or take "
+        'another solver (`solver="sequential"` always ends, where there is a sequence).'
     )
     nonfinite = (
-        "The function returned NaN or infinity at a point that is itself right, so the "
-        "sequential program returns it too. Look at the function and at its inputs "
-        "there."
+        "The function returned NaN or infinity; in a sequence, at a point that is "
+        "itself right, so that the sequential program returns it too. Look at the "
+        "function and at its inputs there."
     )
     diverged = (
         "The iterates grew without bound. Start closer to the solution, use damping, "
-        "or use a solver with a trust region."
+        'or take another solver (`solver="newton"`, or one with a trust region).'
     )
     stalled = (
         "The iterates stopped moving before the solution was within tolerance. Use a "
-        'solver with derivatives (`solver="deer"`); if the tolerances are below what '
-        "this dtype can reach, raise them or use a wider dtype."
+        'solver with derivatives (`solver="deer"` for a sequence, `solver="newton"` '
+        "for a dense problem); if the tolerances are below what this dtype can reach, "
+        "raise them or use a wider dtype."
     )
     ill_conditioned = (
         "The equations hold to within tolerance, but the recurrence is unstable: it "
@@ -74,8 +75,10 @@ _MEMBERS = (
 )
 
 
-def sentence(code: int, position: int, leaf: str) -> str:
-    """The sentence of a failure at a known place."""
+def sentence(code: int, position: int | None, leaf: str) -> str:
+    """The sentence of a failure, with its place if there is one."""
+    if position is None:
+        return RESULTS[_MEMBERS[code]]
     where = f" First bad position: {position}"
     where += f", leaf {leaf}." if leaf else "."
     return RESULTS[_MEMBERS[code]] + where
@@ -116,6 +119,14 @@ def fail_if(
     failed = result != RESULTS.successful
     number = sentences.number(result._value, position, leaf)
     return eqx.branched_error_if(token, failed, jnp.where(failed, number, 0), sentences)
+
+
+def raise_if(token: _Token, result: RESULTS) -> _Token:
+    """As `fail_if`, for a problem whose entries have no order."""
+    failed = result != RESULTS.successful
+    number = jnp.where(failed, result._value, 0)
+    sentences = [RESULTS[member] for member in _MEMBERS]
+    return eqx.branched_error_if(token, failed, number, sentences)
 
 
 def leaf_of(entry: IntScalar, leaves: tuple["Leaf", ...]) -> IntScalar:

@@ -14,7 +14,8 @@ class Solution(eqx.Module, Generic[_Value]):
 
     **Attributes:**
 
-    - `value`: the solution, or the last iterate of a solve that failed.
+    - `value`: the solution; of a solve that failed, the last iterate of a chain, and
+        the iterate of lowest residual of a dense problem.
     - `result`: a [`parafix.core.jax.RESULTS`][] member.
     - `stats`: a dictionary of scalars:
         `num_steps` (sweeps, or steps of the solver; summed over windows),
@@ -30,12 +31,12 @@ class Solution(eqx.Module, Generic[_Value]):
     value: _Value
     result: RESULTS
     stats: dict[str, PyTree[Shaped[Array, ""]]]
-    position: Shaped[Array, ""] | int = 0
+    position: Shaped[Array, ""] | int | None = 0
     leaf: Shaped[Array, ""] | int = 0
     leaves: tuple[str, ...] = eqx.field(static=True, default=())
 
     def message(self) -> str:
-        """The sentence of `result`, with the first bad position and leaf.
+        """The sentence of `result`; for chains with the first bad position and leaf.
 
         Empty if the solve was successful. Needs concrete values: call it outside `jit`,
         and on one sample of a batch.
@@ -44,7 +45,8 @@ class Solution(eqx.Module, Generic[_Value]):
         if code == 0:
             return ""
         leaf = self.leaves[int(_item(self.leaf))] if self.leaves else ""
-        return sentence(code, int(_item(self.position)), leaf)
+        position = None if self.position is None else int(_item(self.position))
+        return sentence(code, position, leaf)
 
 
 def _item(x: Any) -> Any:

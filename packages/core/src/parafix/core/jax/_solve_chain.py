@@ -1,15 +1,13 @@
 import dataclasses
-import functools as ft
 
 import equinox as eqx
-import equinox.internal as eqxi
 import jax
 import jax.numpy as jnp
 import optimistix as optx
 from jax import lax
 from jaxtyping import ArrayLike
 
-from ._adjoint import ChainAdjoint
+from ._adjoint import ChainAdjoint, ImplicitAdjoint, Loop
 from ._chain import Chain, chunk_size, scan_chunks
 from ._check import checked_count, checked_tolerance
 from ._custom_types import FloatScalar, IntScalar, States
@@ -97,6 +95,8 @@ def solve_chain(
     if isinstance(solver, Sequential):
         return _solve_sequentially(problem, solver)
     window = length if window is None else min(window, length)
+    if isinstance(adjoint, ImplicitAdjoint):
+        adjoint = ChainAdjoint()
     if isinstance(adjoint, ChainAdjoint) and adjoint.chunk is None:
         # So that a window bounds the memory of the gradient, too.
         chunk = min(window, chunk_size(None, length, size))
@@ -219,7 +219,7 @@ def _fn(z, problem):
 
 def _solve_windows(inputs):
     """The states, and what is known of them: one window after the other."""
-    _, solver, guess, problem, options, max_steps, _, _, _, _ = inputs
+    _, solver, guess, problem, options, max_steps, _, _, _, while_loop = inputs
 
     def body(carry, elements):
         init, error = carry
@@ -233,7 +233,9 @@ def _solve_windows(inputs):
             problem.stride,
             problem.leaves,
         )
-        z, stats = _solve_window(part, solver, guess, max_steps, error, options)
+        z, stats = _solve_window(
+            part, solver, guess, max_steps, error, options, while_loop
+        )
         summary = _Summary(
             stats["result"],
             index[0] + stats["converged_prefix"],
@@ -254,7 +256,7 @@ def _solve_windows(inputs):
     return z, (summaries, error)
 
 
-def _solve_window(problem, solver, guess, max_steps, error, options):
+def _solve_window(problem, solver, guess, max_steps, error, options, while_loop):
     max_steps = problem.length if max_steps is None else max_steps
     if guess is None:
         guess = jnp.broadcast_to(problem.init, (problem.length, problem.size))
@@ -270,18 +272,10 @@ def _solve_window(problem, solver, guess, max_steps, error, options):
             "max_steps": max_steps,
         },
         max_steps=max_steps,
-        adjoint=_Undifferentiated(),
+        adjoint=Loop(while_loop),
         throw=False,
     )
     return sol.value, sol.stats
-
-
-class _Undifferentiated(optx.AbstractAdjoint):
-    """For a solve inside one whose adjoint does it all."""
-
-    def apply(self, primal_fn, rewrite_fn, inputs, tags):
-        del rewrite_fn, tags
-        return primal_fn((*inputs, ft.partial(eqxi.while_loop, kind="lax")))
 
 
 def _solve_sequentially(problem, solver):

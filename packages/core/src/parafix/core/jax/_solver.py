@@ -1,10 +1,11 @@
 from typing import Any
 
 import equinox as eqx
-import optimistix as optx
 from jaxtyping import ArrayLike
 
 from ._check import checked_tolerance
+from ._foreign import as_measured, FOREIGN
+from ._iteration import AbstractDense
 from ._named import named
 from ._sweep import AbstractSweep
 
@@ -32,7 +33,7 @@ def as_solver(solver: Any, rtol: Any, atol: Any, default: ArrayLike = 0.0) -> An
             rtol=checked_tolerance("rtol", rtol, default),
             atol=checked_tolerance("atol", atol, default),
         )
-    if not isinstance(solver, Sequential | optx.AbstractFixedPointSolver):
+    if not isinstance(solver, (Sequential, *FOREIGN)):
         raise TypeError(
             "`solver` must be the name of a registered rootfinder or a solver object "
             f"such as `Jacobi(rtol=..., atol=...)`, got {solver!r}."
@@ -57,3 +58,16 @@ def as_sweep(
             '"deer", "jacobi" or "sequential".'
         )
     return solver
+
+
+def as_dense(
+    solver: Any, rtol: Any, atol: Any, default: ArrayLike = 0.0
+) -> AbstractDense:
+    """As `as_solver`, for a dense problem."""
+    solver = as_solver(solver, rtol, atol, default)
+    if isinstance(solver, AbstractSweep | Sequential):
+        raise TypeError(
+            f"{type(solver).__name__} solves recurrences; a dense problem needs a "
+            'rootfinder for dense problems: "anderson", "broyden", "newton".'
+        )
+    return as_measured(solver)

@@ -21,6 +21,7 @@ from ._custom_types import (
     State,
     States,
 )
+from ._measure import max_abs, ratio, tolerance
 from ._result import fail_if, leaf_of, RESULTS
 from ._scan import AbstractScan
 
@@ -340,11 +341,12 @@ def _sweep(solver, problem, z, error):
         d = r if a is None else _propagate(solver.scan, a, r, last, index)
         new = f + (d - r)
 
-        broken = jnp.minimum(broken, _first(~jnp.isfinite(new), index, length))
-        quarantine = (index >= broken)[:, None]
+        broken = jnp.minimum(broken, _first_broken(new, d, a, index, length))
+        # (A sum of finite numbers may overflow by itself.)
+        quarantine = (index >= broken)[:, None] | ~jnp.isfinite(new)
         new = jnp.where(quarantine, jnp.where(jnp.isfinite(f), f, z), new)
         d = jnp.where(quarantine, new - z, d)
-        tol = _tolerance(solver.rtol, solver.atol, z)
+        tol = tolerance(solver.rtol, solver.atol, z)
         within = (jnp.abs(r) <= tol) & (jnp.abs(d) <= tol)
         first = _first(~within, index, length)
         there = f[jnp.minimum(first - index[0], f.shape[0] - 1)]
@@ -376,6 +378,18 @@ def _sweep(solver, problem, z, error):
         chunk_size(solver.chunk, length, problem.size),
     )
     return new, prefix, nonfinite, certificate
+
+
+def _first_broken(new, d, a, index, length):
+    """The first of the times `index` at which `new` is not finite."""
+    if a is None:
+        return _first(~jnp.isfinite(new), index, length)
+    # What is not finite stays so until the end of a scan, and shows there.
+    return lax.cond(
+        eqxi.unvmap_any(~jnp.isfinite(d[-1]).all()),
+        lambda: _first(~jnp.isfinite(new), index, length),
+        lambda: jnp.array(length),
+    )
 
 
 def _vouch(solver, problem, sofar, lag, xs, z, r, d, tol, index, within):
@@ -455,17 +469,7 @@ def _where(pred, x, y):
 
 def max_residual(f: States, z: States, rtol: Any, atol: Any) -> FloatScalar:
     """`max |f - z|` in units of the tolerance."""
-    return max_abs(_ratio(f - z, _tolerance(rtol, atol, z)))
-
-
-def _ratio(x, tol):
-    # 0 / 0 is an entry that is met exactly at zero tolerance.
-    return jnp.where(x == 0, 0, x / tol)
-
-
-def _tolerance(rtol, atol, z):
-    rtol, atol = (jnp.atleast_1d(jnp.asarray(x, z.dtype))[None] for x in (rtol, atol))
-    return atol + rtol * jnp.abs(z)
+    return max_abs(ratio(f - z, tolerance(rtol, atol, z)))
 
 
 def _first(where, index, length):
@@ -514,18 +518,18 @@ def certify(
         lag, z, xs, index = elements
         f, a = jax.vmap(lambda z, x: jacobian(problem.step, z, x))(lag, xs)
         r = f - z
-        tol = _tolerance(rtol, atol, z)
+        tol = tolerance(rtol, atol, z)
         new = _carry_rounding(problem, scan, sofar, a, z, tol, index)
         a = jnp.where(jnp.isfinite(a), a, 0)
         d = _propagate(scan, a, r, sofar.error.step, _fresh(sofar, index))
-        distance = _ratio(d, tol + 10 * new.error.error)
+        distance = ratio(d, tol + 10 * new.error.error)
         near = _first(~(jnp.abs(distance) <= 1), index, length)
         return (
             eqx.tree_at(
                 lambda c: (c.residual, c.newton, c.near, c.error.step),
                 new,
                 (
-                    jnp.maximum(sofar.residual, max_abs(_ratio(r, tol))),
+                    jnp.maximum(sofar.residual, max_abs(ratio(r, tol))),
                     jnp.maximum(sofar.newton, max_abs(distance)),
                     jnp.minimum(sofar.near, near),
                     d[-1],
@@ -550,11 +554,6 @@ def _signs(position, size):
     entry = position[:, None] * size + jnp.arange(size)[None]
     entry = entry.astype(jnp.uint32)
     return jnp.where((entry * 1103515245 + 12345) & 0x10000, 1, -1)
-
-
-def max_abs(x):
-    """`max |x|`; NaN if there is one."""
-    return jnp.max(jnp.abs(x))
 
 
 def worst_entry(problem, z, prefix):

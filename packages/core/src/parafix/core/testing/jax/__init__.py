@@ -1,0 +1,75 @@
+"""Seeded problems, oracles, comparisons and contract suites for the JAX backend.
+
+The oracles use nothing of the library under test: one that shares code with what it
+judges judges nothing. The contracts are base classes for tests of an outside author;
+they ask the public verbs and let the oracles judge.
+"""
+
+from ._adjoint_contract import AdjointContract as AdjointContract
+from ._compare import (
+    assert_close as assert_close,
+    assert_identical as assert_identical,
+    CallCounter as CallCounter,
+    temporary_bytes as temporary_bytes,
+)
+from ._oracle import (
+    dense_affine_scan as dense_affine_scan,
+    directional_derivative as directional_derivative,
+    loop_affine_scan as loop_affine_scan,
+    python_loop as python_loop,
+    reference_scan as reference_scan,
+)
+from ._recurrence import (
+    gru as gru,
+    logistic as logistic,
+    lstm as lstm,
+    Recurrence as Recurrence,
+    tanh_cell as tanh_cell,
+)
+from ._rootfinder_contract import RootFinderContract as RootFinderContract
+from ._scan_contract import ScanContract as ScanContract
+from ._zoo import (
+    affine as affine,
+    affine_tree as affine_tree,
+    dense_jacobian as dense_jacobian,
+    dense_pullback as dense_pullback,
+    dense_pushforward as dense_pushforward,
+    dense_solution as dense_solution,
+    DenseProblem as DenseProblem,
+    stacked as stacked,
+    tanh_layer as tanh_layer,
+    zoo as zoo,
+    zoo_names as zoo_names,
+)
+
+
+__all__ = [
+    "AdjointContract",
+    "CallCounter",
+    "DenseProblem",
+    "Recurrence",
+    "RootFinderContract",
+    "ScanContract",
+    "affine",
+    "affine_tree",
+    "assert_close",
+    "assert_identical",
+    "dense_affine_scan",
+    "dense_jacobian",
+    "dense_pullback",
+    "dense_pushforward",
+    "dense_solution",
+    "directional_derivative",
+    "gru",
+    "logistic",
+    "loop_affine_scan",
+    "lstm",
+    "python_loop",
+    "reference_scan",
+    "stacked",
+    "tanh_cell",
+    "tanh_layer",
+    "temporary_bytes",
+    "zoo",
+    "zoo_names",
+]

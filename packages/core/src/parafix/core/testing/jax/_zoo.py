@@ -1,0 +1,359 @@
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+Kind = Literal["contractive", "expansive", "hopeless", "batch"]
+
+
+@dataclasses.dataclass(frozen=True)
+class DenseProblem:
+    """A fixed-point problem `fn(y, args) = y` and its answer.
+
+    Problems of one family share `fn`, so that equal shapes compile once.
+
+    **Attributes:**
+
+    - `name`: what [`parafix.core.testing.jax.zoo`][] calls it.
+    - `fn`: `(y, args) -> y`.
+    - `args`: a pytree of arrays.
+    - `y0`: the guess, a pytree of real arrays.
+    - `solution`: the answer in the structure and the dtypes of `y0`, as NumPy arrays;
+        `None` where there is none.
+    - `kind`: `"contractive"` if plain iteration converges, `"expansive"` if it grows,
+        `"hopeless"` if no solver can succeed, `"batch"` if the leaves of `args`, `y0`
+        and `solution` have samples on their first axis.
+    """
+
+    name: str
+    fn: Callable[[Any, Any], Any]
+    args: Any
+    y0: Any
+    solution: Any
+    kind: Kind
+
+    def scaled(self, scale: float) -> "DenseProblem":
+        """The same problem in other units: `z -> s f(z / s)`."""
+
+        def times(tree):
+            return jax.tree.map(lambda x: np.asarray(x * scale, x.dtype), tree)
+
+        return dataclasses.replace(
+            self,
+            name=f"{self.name} times {scale:g}",
+            fn=_Scaled(self.fn),
+            args={"scale": jnp.asarray(float(scale)), "args": self.args},
+            y0=jax.tree.map(jnp.asarray, times(self.y0)),
+            solution=None if self.solution is None else times(self.solution),
+        )
+
+    def as_root(self) -> "DenseProblem":
+        """The same answer as a root: `fn` is `y - fn(y, args)`, of the same type."""
+        return dataclasses.replace(self, name=f"root of {self.name}", fn=_Root(self.fn))
+
+    def residual(self, y: Any, rtol: float, atol: float) -> float:
+        """`max |f(y) - y| / (atol + rtol |y|)` by NumPy; infinite where undefined."""
+        ratios = [0.0]
+        image = jax.tree.leaves(self.fn(y, self.args))
+        for f, z in zip(image, jax.tree.leaves(y), strict=True):
+            f, z = np.asarray(f, np.float64), np.asarray(z, np.float64)
+            if not (np.isfinite(f).all() and np.isfinite(z).all()):
+                return float("inf")
+            ratios.append(float(np.max(abs(f - z) / (atol + rtol * abs(z)), initial=0)))
+        return max(ratios)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Scaled:
+    fn: Callable[[Any, Any], Any]
+
+    def __call__(self, y, args):
+        def times(tree, scale):
+            return jax.tree.map(lambda x: x * scale.astype(x.dtype), tree)
+
+        y = times(y, 1 / args["scale"])
+        return times(self.fn(y, args["args"]), args["scale"])
+
+
+@dataclasses.dataclass(frozen=True)
+class _Root:
+    fn: Callable[[Any, Any], Any]
+
+    def __call__(self, y, args):
+        return jax.tree.map(lambda z, f: z - f, y, self.fn(y, args))
+
+
+def affine(y: Any, args: Any) -> Any:
+    """`M z + b`."""
+    return args["matrix"] @ y + args["offset"]
+
+
+def tanh_layer(y: Any, args: Any) -> Any:
+    """`tanh(M z + b)`."""
+    return jnp.tanh(args["matrix"] @ y + args["offset"])
+
+
+def affine_tree(y: Any, args: Any) -> Any:
+    """`M z + b`, where `z` are the entries of all leaves, each of its own dtype."""
+    leaves, structure = jax.tree.flatten(y)
+    wide = args["offset"].dtype
+    z = affine(jnp.concatenate([leaf.ravel().astype(wide) for leaf in leaves]), args)
+    ends = np.cumsum([leaf.size for leaf in leaves])[:-1]
+    parts = [
+        part.reshape(leaf.shape).astype(leaf.dtype)
+        for part, leaf in zip(jnp.split(z, ends), leaves, strict=True)
+    ]
+    return jax.tree.unflatten(structure, parts)
+
+
+def _logarithm(y, args):
+    return jnp.log(y) + args["offset"]
+
+
+def _square(y, args):
+    return y + y**2 + args["offset"]
+
+
+def dense_solution(fn: Callable, args: Any) -> np.ndarray:
+    """The fixed point of `affine` or `tanh_layer`, by NumPy in float64.
+
+    Linear problems by LU decomposition; the others by plain iteration, which comes
+    near, and then Newton's method to 1e-14.
+    """
+    matrix, offset = (np.asarray(args[x], np.float64) for x in ("matrix", "offset"))
+    eye = np.eye(len(offset))
+    if fn is affine:
+        return np.linalg.solve(eye - matrix, offset)
+    if fn is not tanh_layer:
+        raise ValueError(f"the fixed point of {fn!r} is not known")
+    z = np.zeros_like(offset)
+    for _ in range(50):
+        z = np.tanh(matrix @ z + offset)
+    for _ in range(50):
+        f = np.tanh(matrix @ z + offset)
+        z = z + np.linalg.solve(eye - (1 - f**2)[:, None] * matrix, f - z)
+        if np.max(abs(np.tanh(matrix @ z + offset) - z), initial=0) < 1e-14:
+            return z
+    raise RuntimeError("Newton's method did not find the oracle's answer")
+
+
+def dense_jacobian(fn: Callable, args: Any) -> np.ndarray:
+    """`∂f/∂z` at the fixed point of `affine` or `tanh_layer`: `(n, n)`, float64."""
+    slope = _slope(fn, dense_solution(fn, args))
+    return slope[:, None] * np.asarray(args["matrix"], np.float64)
+
+
+def dense_pullback(fn: Callable, args: Any, cotangent: Any) -> dict[str, np.ndarray]:
+    """The gradient of `cotangent @ z` with respect to `args`, by dense algebra.
+
+    The implicit function theorem: `w = (I - J)^-T cotangent`, then one pull through `f`
+    at the fixed point.
+    """
+    z = dense_solution(fn, args)
+    system = np.eye(len(z)) - dense_jacobian(fn, args)
+    w = np.linalg.solve(system.T, np.asarray(cotangent)) * _slope(fn, z)
+    return {"matrix": np.outer(w, z), "offset": w}
+
+
+def dense_pushforward(fn: Callable, args: Any, tangents: Any) -> np.ndarray:
+    """The tangent of the fixed point along `tangents` of `args`, by dense algebra."""
+    z = dense_solution(fn, args)
+    matrix, offset = (np.asarray(tangents[x]) for x in ("matrix", "offset"))
+    right = _slope(fn, z) * (matrix @ z + offset)
+    return np.linalg.solve(np.eye(len(z)) - dense_jacobian(fn, args), right)
+
+
+def _slope(fn, z):
+    return np.ones_like(z) if fn is affine else 1 - z**2
+
+
+def _orthonormal(random, size):
+    q, r = np.linalg.qr(random.normal(size=(size, size)))
+    return q * np.sign(np.diag(r))
+
+
+def _symmetric(low, high):
+    def matrix(random, size):
+        # Both ends belong to the spectrum: they decide how hard the problem is.
+        spectrum = random.uniform(low, high, size)
+        spectrum[: min(2, size)] = (low, high)[: min(2, size)]
+        basis = _orthonormal(random, size)
+        return (basis * spectrum) @ basis.T
+
+    return matrix
+
+
+def _orthogonal(random, size):
+    return 0.95 * _orthonormal(random, size)
+
+
+def _rotations(random, size):
+    # Eigenvalues around the circle, but no angle below 0.5: away from one, where
+    # `I - M` is nearly singular.
+    matrix = np.eye(size)
+    for i in range(0, size - 1, 2):
+        angle = random.uniform(0.5, np.pi)
+        c, s = np.cos(angle), np.sin(angle)
+        matrix[i : i + 2, i : i + 2] = [[c, -s], [s, c]]
+    basis = _orthonormal(random, size)
+    return 0.95 * basis @ matrix @ basis.T
+
+
+def _gaussian(gain):
+    def matrix(random, size):
+        return gain * random.normal(size=(size, size)) / size**0.5
+
+    return matrix
+
+
+def _radius(radius):
+    def matrix(random, size):
+        matrix = random.normal(size=(size, size))
+        return radius * matrix / max(abs(np.linalg.eigvals(matrix)))
+
+    return matrix
+
+
+def _doubling(random, size):
+    del random
+    return 2 * np.eye(size)
+
+
+def _known(name, fn, matrix, kind):
+    def make(seed, size, dtype):
+        random = np.random.default_rng(seed)
+        args = {
+            "matrix": jnp.asarray(matrix(random, size), dtype),
+            "offset": jnp.asarray(random.normal(size=size), dtype),
+        }
+        # The answer to the problem as it was rounded to `dtype`.
+        solution = dense_solution(fn, args).astype(args["offset"].dtype)
+        return DenseProblem(
+            name, fn, args, jnp.zeros(size, dtype), np.asarray(solution), kind
+        )
+
+    return make
+
+
+def _hopeless(name, fn, guess, offset):
+    def make(seed, size, dtype):
+        random = np.random.default_rng(seed)
+        y0 = jnp.asarray(guess + 0.1 * random.uniform(size=size), dtype)
+        args = {"offset": jnp.full_like(y0, offset)}
+        return DenseProblem(name, fn, args, y0, None, "hopeless")
+
+    return make
+
+
+def _tree(name, mixed):
+    def make(seed, size, dtype):
+        del size
+        random = np.random.default_rng(seed)
+        y0 = {
+            "inner": {"rows": jnp.zeros((2, 3), dtype), "scalar": jnp.zeros((), dtype)},
+            "last": jnp.zeros(4, jnp.float32 if mixed else dtype),
+        }
+        args = {
+            "matrix": jnp.asarray(_symmetric(-0.5, 0.5)(random, 11), dtype),
+            "offset": jnp.asarray(random.normal(size=11), dtype),
+        }
+        z = dense_solution(affine, args)
+        solution = {
+            "inner": {"rows": z[:6].reshape(2, 3), "scalar": z[6]},
+            "last": z[7:],
+        }
+        solution = jax.tree.map(lambda x, y: np.asarray(x, y.dtype), solution, y0)
+        return DenseProblem(name, affine_tree, args, y0, solution, "contractive")
+
+    return make
+
+
+_MAKERS: dict[str, tuple[Kind, Callable[..., DenseProblem]]] = {
+    name: (kind, _known(name, fn, matrix, kind))
+    for name, fn, matrix, kind in (
+        ("easy", affine, _symmetric(-0.1, 0.1), "contractive"),
+        ("symmetric", affine, _symmetric(-0.9, 0.9), "contractive"),
+        ("orthogonal", affine, _orthogonal, "contractive"),
+        ("rotations", affine, _rotations, "contractive"),
+        ("tanh", tanh_layer, _gaussian(1.1), "contractive"),
+        ("wide", affine, _symmetric(-3, 0.5), "expansive"),
+        ("radius-3", affine, _radius(3), "expansive"),
+        ("doubling", affine, _doubling, "expansive"),
+    )
+}
+_MAKERS |= {
+    "tree": ("contractive", _tree("tree", False)),
+    "mixed-tree": ("contractive", _tree("mixed-tree", True)),
+    "becomes-nan": ("hopeless", _hopeless("becomes-nan", _logarithm, 2.0, 0.0)),
+    "nan-at-guess": ("hopeless", _hopeless("nan-at-guess", _logarithm, -1.0, 0.0)),
+    "no-solution": ("hopeless", _hopeless("no-solution", _square, 1.0, 1.0)),
+}
+
+
+def zoo_names(*kinds: Kind) -> tuple[str, ...]:
+    """The names of the problems of these kinds; of all if none is given."""
+    return tuple(
+        name for name, (kind, _) in _MAKERS.items() if not kinds or kind in kinds
+    )
+
+
+def zoo(name: str, seed: int = 0, size: int = 50, dtype: Any = None) -> DenseProblem:
+    """A seeded problem whose answer is known, by name.
+
+    Contractive, plain iteration converges:
+
+    - `easy`, `symmetric`: linear, symmetric, spectrum in [-.1, .1] and in [-.9, .9].
+    - `orthogonal`: linear, .95 times a random orthogonal matrix.
+    - `rotations`: linear, .95 times rotations of planes by angles from .5 to pi.
+    - `tanh`: `tanh(W z + b)`, the entries of `W` of deviation `1.1 / sqrt(n)`.
+    - `tree`, `mixed-tree`: linear, on a dict of arrays; the second has leaves of
+        `dtype` and of float32.
+
+    Expansive, plain iteration grows:
+
+    - `wide`: linear, symmetric, spectrum in [-3, .5].
+    - `radius-3`: linear, not symmetric, spectral radius 3.
+    - `doubling`: `2 z + b`.
+
+    Hopeless, there is no answer:
+
+    - `becomes-nan`: `log z` from a guess near 2, undefined after a few steps.
+    - `nan-at-guess`: `log z` from a negative guess.
+    - `no-solution`: `z + z^2 + 1`.
+
+    **Arguments:**
+
+    - `name`: one of the above.
+    - `seed`: an integer; other seeds give other numbers of the same family.
+    - `size`: `n`, the number of entries. Trees have 11 whatever it is.
+    - `dtype`: of all arrays; JAX's default float if `None`.
+    """
+    if name not in _MAKERS:
+        raise ValueError(f"no problem is called {name!r}; there are {zoo_names()}")
+    return _MAKERS[name][1](seed, size, dtype)
+
+
+def stacked(problems: Sequence[DenseProblem]) -> DenseProblem:
+    """Several problems of one `fn` and equal shapes as a batch for `jax.vmap`.
+
+    A sample without an answer has NaN for its `solution`.
+    """
+    if len({problem.fn for problem in problems}) != 1:
+        raise ValueError("the problems of a batch must have the same `fn`")
+
+    def answer(problem):
+        if problem.solution is not None:
+            return problem.solution
+        return jax.tree.map(lambda x: np.full(x.shape, np.nan, x.dtype), problem.y0)
+
+    args, y0 = (
+        jax.tree.map(lambda *x: jnp.stack(x), *[getattr(p, name) for p in problems])
+        for name in ("args", "y0")
+    )
+    solution = jax.tree.map(lambda *x: np.stack(x), *map(answer, problems))
+    name = ", ".join(problem.name for problem in problems)
+    return DenseProblem(name, problems[0].fn, args, y0, solution, "batch")
