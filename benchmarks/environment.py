@@ -16,6 +16,7 @@ _VERSIONS = (
     "equinox",
     "optimistix",
     "lineax",
+    "jaxopt",
     "numpy",
 )
 

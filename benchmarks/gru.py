@@ -10,12 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from parafix.core.jax import default_tolerance, RESULTS
+from parafix.core.jax import default_tolerance
 from parafix.deer.jax import choose, scan
 
 from .harness import Answer, Contestant, Facts
 from .jax_programs import in_float64, jax_program, named_arrays
 from .textbook import apart, Linearise, textbook_deer, textbook_sweeps, together
+from .verdicts import codes_of, worst_result
 
 
 INPUTS = 2
@@ -127,7 +128,7 @@ class Problem:
         if sweeps is not None:
             facts["sweeps"] = int(np.max(sweeps))
         if codes is not None:
-            facts["result"] = _worst(codes)
+            facts["result"] = worst_result(codes)
         return facts
 
 
@@ -217,28 +218,6 @@ def parafix_solver(name: str, **options: Any) -> Solver:
             chosen = choose(xs.shape[0], init.size, jax.default_backend()).solver
         # The sequential program has no sweeps to count.
         sweeps = None if chosen == "sequential" else solution.stats["num_steps"]
-        return states, sweeps, _codes(solution.result)
+        return states, sweeps, codes_of(solution.result)
 
     return Solver(name, lambda *arguments: solve(*arguments)[1], informed)
-
-
-_RESULTS = (
-    "successful",
-    "max_steps_reached",
-    "nonfinite",
-    "diverged",
-    "stalled",
-    "ill_conditioned",
-)
-
-
-def _codes(result):
-    return jnp.stack([result == getattr(RESULTS, name) for name in _RESULTS])
-
-
-def _worst(codes: Any) -> str:
-    """The name of the first result other than successful, over all samples."""
-    by_sample = np.asarray(codes).reshape(-1, len(_RESULTS))
-    names = [name for i, name in enumerate(_RESULTS) if by_sample[:, i].any()]
-    failures = [name for name in names if name != "successful"]
-    return failures[0] if failures else names[0] if names else "another failure"

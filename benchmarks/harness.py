@@ -47,10 +47,16 @@ class Program:
 
 @dataclasses.dataclass(frozen=True)
 class Contestant:
-    """A name, and how to get its program; `build` is called once and may take long."""
+    """A name, and how to get its program; `build` is called once and may take long.
+
+    - `required`: whether the run has failed where this one is wrong or missing. It has
+        not where that is something to be shown: a method beyond what it is made for, a
+        peer that is not installed.
+    """
 
     name: str
     build: Callable[[], Program]
+    required: bool = True
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,6 +75,8 @@ class Case:
     - `reference`: the right answer, named as in the answers of the contestants.
     - `limit`: how far an answer may be off, relative to the largest entry of the same
         array of the reference. Above it the answer is wrong.
+    - `measure`: what that is called: `"residual"` where answers are residuals in units
+        of a tolerance, and the reference is zero.
     """
 
     group: str
@@ -77,6 +85,7 @@ class Case:
     comparisons: Sequence[Comparison] = ()
     reference: Callable[[], Answer] = dict
     limit: float = 0.0
+    measure: str = "deviation"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,6 +107,7 @@ class Measurement:
     """What is known about one contestant in one case."""
 
     name: str
+    required: bool = True
     problem: str | None = None
     deviation: float | None = None
     times: list[float] = dataclasses.field(default_factory=list)
@@ -139,7 +149,7 @@ def measure(case: Case, effort: Effort, progress: Progress) -> list[Measurement]
     measurements, ready = [], []
     for contestant in case.contestants:
         progress(contestant.name)
-        measurement, program = _prepare(contestant, reference, case.limit)
+        measurement, program = _prepare(contestant, reference, case)
         measurements.append(measurement)
         if program is not None:
             ready.append((measurement, program))
@@ -152,13 +162,14 @@ def measure(case: Case, effort: Effort, progress: Progress) -> list[Measurement]
             _time(ready, effort.repeats, order, progress)
         for measurement, program in ready:
             # What was timed must have been right to the end.
-            _judge(measurement, program, program.run(), reference, case.limit)
+            _judge(measurement, program, program.run(), reference, case)
     return measurements
 
 
-def _prepare(contestant, reference, limit):
+def _prepare(contestant, reference, case):
     """Build, run, and check."""
-    measurement, program = Measurement(contestant.name), None
+    measurement = Measurement(contestant.name, contestant.required)
+    program = None
     try:
         program = contestant.build()
         program.wait(program.run())
@@ -166,14 +177,14 @@ def _prepare(contestant, reference, limit):
         measurement.temporary_bytes = program.temporary_bytes
         measurement.fingerprint = program.fingerprint
         measurement.facts.update(program.facts())
-        _judge(measurement, program, program.run(), reference, limit)
+        _judge(measurement, program, program.run(), reference, case)
     except Exception as error:
         # A contestant that raises is a row of the table, not the end of the run.
         measurement.problem = f"failed: {_first_line(error)}"
     return measurement, program if measurement.correct else None
 
 
-def _judge(measurement, program, output, reference, limit):
+def _judge(measurement, program, output, reference, case):
     program.wait(output)
     answer = program.answer(output)
     if set(answer) != set(reference):
@@ -182,8 +193,9 @@ def _judge(measurement, program, output, reference, limit):
     measurement.deviation = deviation(answer, reference)
     result = measurement.facts.get("result", "successful")
     # Written so that NaN is wrong.
-    if not measurement.deviation <= limit:
-        measurement.problem = f"wrong: deviation {measurement.deviation:.1e}"
+    if not measurement.deviation <= case.limit:
+        words = f"{case.measure} {measurement.deviation:.1e}"
+        measurement.problem = f"wrong: {words}"
     elif result != "successful":
         measurement.problem = f"wrong: {result}"
 

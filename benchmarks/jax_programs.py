@@ -1,5 +1,6 @@
 """Programs for the harness from JAX functions."""
 
+import contextlib
 import hashlib
 import time
 from collections.abc import Callable
@@ -21,28 +22,40 @@ def jax_program(
     function: Callable[..., Any],
     *arguments: Any,
     facts: Callable[[], Facts] = dict,
+    answer: Callable[[Any], Answer] | None = None,
+    wide: bool = False,
 ) -> Program:
     """`function(*arguments)`, compiled ahead of time.
 
     The arrays are arguments of the compiled program and no constants in it, so nothing
     is folded away.
+
+    **Arguments:**
+
+    - `function`, `arguments`: what to run.
+    - `facts`: see `Program`.
+    - `answer`: from the output to what is compared with the reference; by default the
+        arrays of the output, named by their paths.
+    - `wide`: compile with 64-bit numbers, which JAX else makes 32-bit ones.
     """
 
     # One name for all: it is part of the program's text, and so of its fingerprint.
     def program(*arguments):
         return function(*arguments)
 
-    start = time.perf_counter()
-    lowered = jax.jit(program).lower(*arguments)
-    compiled = lowered.compile()
-    compile_seconds = time.perf_counter() - start
+    with jax.enable_x64(True) if wide else contextlib.nullcontext():
+        arguments = jax.device_put(arguments)
+        start = time.perf_counter()
+        lowered = jax.jit(program).lower(*arguments)
+        compiled = lowered.compile()
+        compile_seconds = time.perf_counter() - start
     # The text before optimisation, without source locations: the same text leads to the
     # same program.
     fingerprint = hashlib.sha256(lowered.as_text().encode()).hexdigest()[:16]
     return Program(
         run=lambda: compiled(*arguments),
         wait=jax.block_until_ready,
-        answer=named_arrays,
+        answer=named_arrays if answer is None else answer,
         facts=facts,
         compile_seconds=compile_seconds,
         temporary_bytes=_temporary_bytes(compiled),

@@ -44,17 +44,21 @@ def record_case(case: Case, measurements: Sequence[Measurement]) -> dict[str, An
         "group": case.group,
         "name": case.name,
         "limit": case.limit,
-        "contestants": [_record_measurement(item) for item in measurements],
+        "contestants": [
+            _record_measurement(item, case.measure) for item in measurements
+        ],
         "ratios": ratios,
     }
 
 
-def _record_measurement(item: Measurement) -> dict[str, Any]:
+def _record_measurement(item: Measurement, measure: str) -> dict[str, Any]:
     timed = item.correct and item.times
     return {
         "name": item.name,
+        "required": item.required,
         "problem": item.problem,
-        "deviation": _finite(item.deviation),
+        "deviation": None,
+        measure: _finite(item.deviation),
         "median": statistics.median(item.times) if timed else None,
         "quartiles": list(statistics.quartiles(item.times)) if timed else None,
         "minimum": min(item.times) if timed else None,

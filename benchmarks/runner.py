@@ -114,6 +114,9 @@ def _assess(table, cases, options):
 
 
 def all_correct(record: dict[str, Any]) -> bool:
+    """Whether every contestant was right that has to be."""
     return not any(
-        item["problem"] for case in record["cases"] for item in case["contestants"]
+        item["problem"] and item["required"]
+        for case in record["cases"]
+        for item in case["contestants"]
     )

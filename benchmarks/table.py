@@ -132,3 +132,61 @@ def lighter(case: str, name: str, mebibytes: float) -> Target:
         return f"{used:.1f} MiB", used < mebibytes
 
     return Target(f"{case}: {name} below {mebibytes:g} MiB", assess)
+
+
+def share(case: str, ours: str, theirs: str, at_most: float) -> Target:
+    """`ours` needs at most so much of the temporary memory of `theirs`."""
+
+    def assess(records):
+        (record,) = (record for record in records if record["name"] == case)
+        found = [contestant(record, name) for name in (ours, theirs)]
+        missing = _without_memory(found)
+        if missing:
+            return missing, False
+        small, large = (item["temporary_bytes"] for item in found)
+        words = f"{small / 2**20:.2f} of {large / 2**20:.2f} MiB"
+        return words, small <= at_most * large
+
+    return Target(
+        f"{case}: {ours} in at most {at_most:g} of the memory of {theirs}", assess
+    )
+
+
+def constant_memory(group: str, name: str) -> Target:
+    """`name` needs the same temporary memory in every case of a group, to the byte."""
+
+    def assess(records):
+        found = [contestant(record, name) for record in of_group(records, group)]
+        missing = _without_memory(found)
+        if missing or not found:
+            return missing or "no case", False
+        used = [item["temporary_bytes"] for item in found]
+        words = ", ".join(f"{count / 2**10:.1f}" for count in used)
+        return f"{words} KiB", len(used) > 1 and min(used) == max(used)
+
+    return Target(f"{group}: {name} in the same memory in every case", assess)
+
+
+def _without_memory(items):
+    """Words about the first that was wrong, or whose memory is unknown."""
+    for item in items:
+        if item["problem"]:
+            return f"{item['name']}: {item['problem']}"
+        if item["temporary_bytes"] is None:
+            return "not reported by this device"
+    return ""
+
+
+def solved(names: Sequence[str]) -> Target:
+    """Each of `names` is right in every case."""
+
+    def assess(records):
+        wrong = [
+            f"{record['name']}, {name}: {contestant(record, name)['problem']}"
+            for record in records
+            for name in names
+            if contestant(record, name)["problem"]
+        ]
+        return "; ".join(wrong) or f"all {len(records)}", bool(records) and not wrong
+
+    return Target(f"every case solved by {', '.join(names)}", assess)

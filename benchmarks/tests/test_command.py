@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import subprocess
 import sys
@@ -87,6 +88,20 @@ def test_what_is_not_complete_is_not_assessed():
         assert [target["met"] for target in record["targets"]] == [None]
     assert [case["name"] for case in record["cases"]] == ["one"]
     assert all_correct(record)
+
+
+def test_who_need_not_be_right_fails_nothing():
+    def cases(quick):
+        for case in _cases(quick):
+            a, b = case.contestants
+            yield dataclasses.replace(
+                case, contestants=[a, dataclasses.replace(b, required=False)]
+            )
+
+    table = dataclasses.replace(TABLE, cases=cases)
+    record = run_table("name", table, Options(repeats=3), lambda text: None)
+    assert all_correct(record)
+    assert record["cases"][1]["contestants"][1]["problem"]
 
 
 def test_list_loads_no_framework():

@@ -13,7 +13,14 @@ from benchmarks.harness import (
     measure,
     Program,
 )
-from benchmarks.table import faster, lighter, no_slower
+from benchmarks.table import (
+    constant_memory,
+    faster,
+    lighter,
+    no_slower,
+    share,
+    solved,
+)
 
 
 RIGHT = {"x": np.array([1.0, 2.0])}
@@ -184,3 +191,46 @@ def test_memory_target():
     assert lighter("case", "a", 4).assess([record]) == ("3.0 MiB", True)
     assert lighter("case", "a", 3).assess([record]) == ("3.0 MiB", False)
     assert not lighter("case", "b", 3).assess([record])[1]
+
+
+def test_share_target():
+    def record(small, large):
+        return record_of(
+            answering("a", [1.0, 2.0], temporary_bytes=small),
+            answering("b", [1.0, 2.0], temporary_bytes=large),
+        )
+
+    target = share("case", "a", "b", 0.1)
+    assert target.assess([record(2**20, 10 * 2**20)]) == ("1.00 of 10.00 MiB", True)
+    assert not target.assess([record(2**20 + 1, 10 * 2**20)])[1]
+    assert not target.assess([record(1, None)])[1]
+    wrong = record_of(answering("a", [1.0, 3.0]), answering("b", [1.0, 2.0]))
+    assert not target.assess([wrong])[1]
+
+
+def test_constant_memory_target():
+    def record(count):
+        return record_of(
+            answering("a", [1.0, 2.0], temporary_bytes=count),
+            answering("b", [1.0, 2.0]),
+        )
+
+    target = constant_memory("group", "a")
+    assert target.assess([record(2048), record(2048)]) == ("2.0, 2.0 KiB", True)
+    assert not target.assess([record(2048), record(2049)])[1]
+    assert not target.assess([record(2048), record(None)])[1]
+    # One case shows nothing.
+    assert not target.assess([record(2048)])[1]
+    assert not target.assess([])[1]
+
+
+def test_solved_target():
+    right = record_of(answering("a", [1.0, 2.0]), answering("b", [1.0, 2.0]))
+    wrong = record_of(answering("a", [1.0, 2.0]), answering("b", [1.0, 3.0]))
+    assert solved(["a", "b"]).assess([right, right]) == ("all 2", True)
+    words, met = solved(["a", "b"]).assess([right, wrong])
+    assert words.startswith("case, b: wrong: deviation")
+    assert not met
+    # Who is not named need not be right.
+    assert solved(["a"]).assess([wrong])[1]
+    assert not solved(["a"]).assess([])[1]
