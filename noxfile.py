@@ -20,7 +20,7 @@ nox.needs_version = ">=2025.5.1"
 nox.options.default_venv_backend = "virtualenv"
 nox.options.reuse_venv = "yes"
 nox.options.error_on_external_run = True
-nox.options.sessions = ["tests", "lint", "typecheck", "build", "docs"]
+nox.options.sessions = ["tests", "lint", "typecheck", "build", "third_party", "docs"]
 
 # The packages and their test sessions; a new package is one line. "light" is the half
 # without a framework. A package without a session for it has its light tests run in
@@ -53,6 +53,10 @@ SMOKE = {
         assert jnp.allclose(ys[0], jnp.tanh(1.0)), ys
     """,
 }
+
+# A distribution that is none of ours, and what it registers.
+THIRD_PARTY = "examples/third_party_plugin"
+THIRD_PARTY_NAMES = {("rootfinder", "aitken"), ("scan", "doubling")}
 
 ROOT = pathlib.Path(__file__).parent
 CONSTRAINTS = "constraints.txt"
@@ -110,7 +114,12 @@ def scratch(session):
 
 
 def project(package):
-    text = (ROOT / "packages" / package / "pyproject.toml").read_text("utf-8")
+    return project_of(f"packages/{package}")
+
+
+def project_of(folder):
+    """The table `[project]` of the distribution in a folder of the repository."""
+    text = (ROOT / folder / "pyproject.toml").read_text("utf-8")
     return tomllib.loads(text)["project"]
 
 
@@ -256,7 +265,7 @@ def demo(session):
 @nox.session
 def bench(session):
     """Side-by-side timings; arguments after `--` go to `python -m benchmarks`."""
-    install(session, *editable(PACKAGES, *BACKENDS, "demo"))
+    install(session, *editable(PACKAGES, *BACKENDS, "demo"), "jaxopt")
     session.run("python", "-m", "benchmarks", *session.posargs)
 
 
@@ -299,18 +308,24 @@ def build(session):
     install(session, "build", "hatchling", "virtualenv")
     dist = ROOT / "dist"
     shutil.rmtree(dist, ignore_errors=True)
-    wheels = {}
-    for package in PACKAGES:
-        # hatchling is installed here, under the constraints: no isolation is needed.
-        session.run(
-            *("python", "-m", "build", "--no-isolation", "--outdir", str(dist)),
-            f"packages/{package}",
-            silent=True,
-        )
-        (wheels[package],) = dist.glob(f"parafix_{package}-*.whl")
+    wheels = {
+        package: built(session, f"packages/{package}", dist) for package in PACKAGES
+    }
     check_contents(session, wheels)
     for package in PACKAGES:
         check_alone(session, package, wheels)
+
+
+def built(session, folder, dist):
+    """The wheel of the distribution in `folder`, made by way of its sdist in `dist`."""
+    # hatchling is installed in the session, under the constraints: no isolation.
+    session.run(
+        *("python", "-m", "build", "--no-isolation", "--outdir", str(dist), folder),
+        silent=True,
+    )
+    stem = project_of(folder)["name"].replace("-", "_")
+    (wheel,) = dist.glob(f"{stem}-*.whl")
+    return wheel
 
 
 def check_contents(session, wheels):
@@ -333,28 +348,39 @@ def check_contents(session, wheels):
         session.log(f"{wheel.name}: {len(names)} files, none of them in another wheel")
 
 
-def check_alone(session, package, wheels):
-    """Install one wheel, with the core that it needs, and use it."""
-    folder = scratch(session) / package
-    session.run("virtualenv", "--quiet", "--clear", str(folder), silent=True)
-    python = str(folder / ("Scripts" if os.name == "nt" else "bin") / "python")
-    needed = list(dict.fromkeys(["core", package]))
+class Fresh:
+    """A new, empty environment beside the session's own, for wheels to be tried in."""
 
-    def pip(*requirements):
-        session.run(
-            *(python, "-m", "pip", "install", "--quiet"),
-            *("-c", str(ROOT / CONSTRAINTS), *requirements),
-            external=True,
+    def __init__(self, session, name):
+        self.session = session
+        self.folder = scratch(session) / name
+        session.run("virtualenv", "--quiet", "--clear", str(self.folder), silent=True)
+
+    def run(self, command, *arguments, **options):
+        """Run a command of the environment, in its folder: the repository must not
+        lend a module to what a wheel lacks.
+        """
+        path = str(self.folder / ("Scripts" if os.name == "nt" else "bin") / command)
+        with self.session.chdir(self.folder):
+            return self.session.run(path, *arguments, external=True, **options)
+
+    def pip(self, *requirements):
+        constrained = ("-c", str(ROOT / CONSTRAINTS), *map(str, requirements))
+        self.run("python", "-m", "pip", "install", "--quiet", *constrained)
+
+    def check(self, code):
+        """Run Python code; a warning is an error."""
+        self.run(
+            *("python", "-I", "-W", "error", "-c", textwrap.dedent(code)), log=False
         )
 
-    def check(code):
-        # Run from another folder: this one must not lend a module to the wheel.
-        with session.chdir(folder):
-            arguments = ["-I", "-W", "error", "-c", textwrap.dedent(code)]
-            session.run(python, *arguments, external=True, log=False)
 
-    pip(*(str(wheels[name]) for name in needed))
-    check(f"""
+def check_alone(session, package, wheels):
+    """Install one wheel, with the core that it needs, and use it."""
+    fresh = Fresh(session, package)
+    needed = list(dict.fromkeys(["core", package]))
+    fresh.pip(*(wheels[name] for name in needed))
+    fresh.check(f"""
         import importlib.metadata, sys
         import parafix.core, parafix.{package}
         loaded = set({FRAMEWORKS}) & set(sys.modules)
@@ -371,10 +397,10 @@ def check_alone(session, package, wheels):
     for backend in PACKAGES[package]:
         if backend == "light":
             continue
-        pip(f"{wheels[package]}[{backend}]")
-        check(SMOKE[name_of(package, backend)])
+        fresh.pip(f"{wheels[package]}[{backend}]")
+        fresh.check(SMOKE[name_of(package, backend)])
         others = {*FRAMEWORKS, *BACKENDS} - {backend, "numpy"}
-        check(f"""
+        fresh.check(f"""
             import importlib.util, sys
             for name in {sorted(others)}:
                 assert importlib.util.find_spec(name) is None, name
@@ -383,7 +409,53 @@ def check_alone(session, package, wheels):
             assert not loaded, f"importing parafix.{package} loads {{loaded}}"
         """)
     session.log(f"{wheels[package].name} works alone")
-    shutil.rmtree(folder)
+    shutil.rmtree(fresh.folder)
+
+
+@nox.session
+def third_party(session):
+    """An outside plugin: its wheel beside ours, found, tested, and used by name."""
+    install(session, "build", "hatchling", "virtualenv")
+    dist = scratch(session) / "dist"
+    shutil.rmtree(dist, ignore_errors=True)
+    wheels = [
+        built(session, folder, dist)
+        for folder in ("packages/core", "packages/deer", THIRD_PARTY)
+    ]
+    fresh = Fresh(session, "fresh")
+
+    # Without a framework the names are there, and say what they lack.
+    fresh.pip(*wheels)
+    fresh.run("parafix", "list")
+    fresh.check(f"""
+        import sys
+        import parafix.core
+        found = {{
+            (item.kind, item.name)
+            for item in parafix.core.components(backend="jax")
+            if item.distribution == "{project_of(THIRD_PARTY)["name"]}"
+        }}
+        assert found == {THIRD_PARTY_NAMES}, found
+        assert not parafix.core.failures(), parafix.core.failures()
+        for kind, name in sorted(found):
+            try:
+                parafix.core.get(kind, name, backend="jax")
+            except parafix.core.MissingFrameworkError as error:
+                assert "[jax]" in str(error), error
+            else:
+                raise AssertionError(f"{{name}} loads without jax")
+        loaded = set({FRAMEWORKS}) & set(sys.modules)
+        assert not loaded, f"listing what is there loads {{loaded}}"
+    """)
+
+    fresh.pip(*(f"{wheel}[jax,testing]" for wheel in wheels))
+    folder = ROOT / THIRD_PARTY
+    # One that is broken or registered twice would make the exit code 1.
+    fresh.run("parafix", "doctor", env=ON_CPU)
+    fresh.run("pytest", str(folder), env=ON_CPU)
+    for script in (folder / "use.py", folder.parent / "sweep.py"):
+        fresh.run("python", "-W", "error", str(script), env=ON_CPU)
+    shutil.rmtree(fresh.folder)
 
 
 @nox.session

@@ -1,0 +1,1 @@
+"""A plugin for parafix: one rootfinder, one scan. This module imports no framework."""
