@@ -10,6 +10,7 @@ import optimistix as optx
 import pytest
 
 from parafix.core.jax import (
+    AbstractDenseTangent,
     Anderson,
     Broyden,
     fixed_point,
@@ -232,6 +233,39 @@ class TestDerivatives:
         ):
             found = jax.grad(ft.partial(self.loss, adjoint=adjoint))(ARGS)
             assert_close(found, expected, 1e-9)
+
+
+class Learnt(AbstractDenseTangent):
+    """What the solver has learnt of the inverse Jacobian, instead of a linear solve."""
+
+    def solve(self, jvp, b, throw, inverse):
+        assert inverse is not None
+        return -inverse(b)
+
+
+class TestOutsideAdjoints:
+    def test_what_a_solver_has_learnt_can_be_used(self):
+        solver = Broyden(1e-13, 1e-13, memory=50)
+        gradients = {
+            name: jax.grad(
+                lambda b, adjoint=adjoint: (
+                    vector(7)
+                    @ fixed_point(
+                        cell, GUESS, (ARGS[0], b), solver=solver, adjoint=adjoint
+                    ).value
+                )
+            )(ARGS[1])
+            for name, adjoint in (
+                ("learnt", Learnt()),
+                ("exact", "implicit"),
+                ("one-step", "one-step"),
+            )
+        }
+        error, other = (
+            np.abs(gradients[name] - gradients["exact"]).max()
+            for name in ("learnt", "one-step")
+        )
+        assert 1e-9 < error < 0.5 * other
 
 
 class TestLinearSolves:

@@ -21,6 +21,9 @@ from ._result import RESULTS
 from ._scan import AbstractScan
 
 
+_Map = Callable[[State], State]
+
+
 class Loop(optx.AbstractAdjoint):
     """For a solve inside one whose adjoint does it all: only how to loop."""
 
@@ -149,7 +152,7 @@ class AbstractDenseTangent(AbstractTangent):
     """
 
     @abc.abstractmethod
-    def solve(self, jvp: Any, b: State, throw: bool, memory: PyTree) -> State:
+    def solve(self, jvp: _Map, b: State, throw: bool, inverse: _Map | None) -> State:
         """`t` with `t - jvp(t) = b`, or what stands for it.
 
         **Arguments:**
@@ -157,11 +160,12 @@ class AbstractDenseTangent(AbstractTangent):
         - `jvp`: the product with the Jacobian of `f` at the solution.
         - `b`: shape `(n,)`, the tangent of `f` at a fixed state.
         - `throw`: whether a solve that fails is to raise.
-        - `memory`: what the solver remembered.
+        - `inverse`: `v -> H v` with `H` near the inverse of `J - I`, if the solver has
+            learnt one.
         """
 
     def tangent(self, inputs, t_inputs, z, memory):
-        fn, _, _, args, options, *_ = inputs
+        fn, solver, _, args, options, *_ = inputs
         if "problem" in options:
             raise TypeError(
                 f"{type(self).__name__} is for dense problems; chains are "
@@ -177,7 +181,9 @@ class AbstractDenseTangent(AbstractTangent):
         else:
             b = jnp.zeros_like(z)
         _, jvp = jax.linearize(lambda z: fn(z, args)[0], z)
-        return self.solve(jvp, b, options["throw"], memory[1])
+        learnt = getattr(solver, "inverse_jacobian", None)
+        inverse = None if learnt is None else learnt(memory[1])
+        return self.solve(jvp, b, options["throw"], inverse)
 
 
 class ImplicitAdjoint(AbstractDenseTangent):
@@ -193,8 +199,8 @@ class ImplicitAdjoint(AbstractDenseTangent):
 
     linear_solver: lx.AbstractLinearSolver | GMRES = GMRES()
 
-    def solve(self, jvp, b, throw, memory):
-        del memory
+    def solve(self, jvp, b, throw, inverse):
+        del inverse
 
         def checked(t, ok):
             if throw:
@@ -224,8 +230,8 @@ class OneStepAdjoint(AbstractDenseTangent):
         for implicit networks", AAAI 2022.
     """
 
-    def solve(self, jvp, b, throw, memory):
-        del jvp, throw, memory
+    def solve(self, jvp, b, throw, inverse):
+        del jvp, throw, inverse
         return b
 
 
@@ -247,8 +253,8 @@ class PhantomAdjoint(AbstractDenseTangent):
     def __check_init__(self):
         checked_count("steps", self.steps)
 
-    def solve(self, jvp, b, throw, memory):
-        del throw, memory
+    def solve(self, jvp, b, throw, inverse):
+        del throw, inverse
 
         def step(t, _):
             return self.damping * t + (1 - self.damping) * (jvp(t) + b), None

@@ -2,7 +2,8 @@
 
 The oracles use nothing of the library under test: one that shares code with what it
 judges judges nothing. The contracts are base classes for tests of an outside author;
-they ask the public verbs and let the oracles judge.
+they ask the public verbs and let the oracles judge. They need `jax_enable_x64`, for
+they look at more digits than float32 has.
 """
 
 from ._adjoint_contract import AdjointContract as AdjointContract
@@ -11,6 +12,15 @@ from ._compare import (
     assert_identical as assert_identical,
     CallCounter as CallCounter,
     temporary_bytes as temporary_bytes,
+)
+from ._dense_oracle import (
+    affine as affine,
+    affine_tree as affine_tree,
+    dense_jacobian as dense_jacobian,
+    dense_pullback as dense_pullback,
+    dense_pushforward as dense_pushforward,
+    dense_solution as dense_solution,
+    tanh_layer as tanh_layer,
 )
 from ._oracle import (
     dense_affine_scan as dense_affine_scan,
@@ -29,15 +39,8 @@ from ._recurrence import (
 from ._rootfinder_contract import RootFinderContract as RootFinderContract
 from ._scan_contract import ScanContract as ScanContract
 from ._zoo import (
-    affine as affine,
-    affine_tree as affine_tree,
-    dense_jacobian as dense_jacobian,
-    dense_pullback as dense_pullback,
-    dense_pushforward as dense_pushforward,
-    dense_solution as dense_solution,
     DenseProblem as DenseProblem,
     stacked as stacked,
-    tanh_layer as tanh_layer,
     zoo as zoo,
     zoo_names as zoo_names,
 )

@@ -222,7 +222,8 @@ def _derivatives(solver, structure, reverse, complex_valued):
     dtype = np.complex128 if complex_valued else np.float64
     samples = [_recurrence(structure, (4, 2), dtype, seed=i) for i in range(3)]
     if complex_valued:
-        samples = [tuple(jnp.stack([x.real, x.imag]) for x in s) for s in samples]
+        parts = lambda x: jnp.stack([jnp.real(x), jnp.imag(x)])
+        samples = [jax.tree.map(parts, sample) for sample in samples]
     batch = jax.tree.map(lambda *x: jnp.stack(x), *samples)
     return everything(samples[0], samples[1], batch)
 

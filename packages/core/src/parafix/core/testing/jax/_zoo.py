@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ._dense_oracle import affine, affine_tree, dense_solution, tanh_layer
+
 
 Kind = Literal["contractive", "expansive", "hopeless", "batch"]
 
@@ -87,88 +89,12 @@ class _Root:
         return jax.tree.map(lambda z, f: z - f, y, self.fn(y, args))
 
 
-def affine(y: Any, args: Any) -> Any:
-    """`M z + b`."""
-    return args["matrix"] @ y + args["offset"]
-
-
-def tanh_layer(y: Any, args: Any) -> Any:
-    """`tanh(M z + b)`."""
-    return jnp.tanh(args["matrix"] @ y + args["offset"])
-
-
-def affine_tree(y: Any, args: Any) -> Any:
-    """`M z + b`, where `z` are the entries of all leaves, each of its own dtype."""
-    leaves, structure = jax.tree.flatten(y)
-    wide = args["offset"].dtype
-    z = affine(jnp.concatenate([leaf.ravel().astype(wide) for leaf in leaves]), args)
-    ends = np.cumsum([leaf.size for leaf in leaves])[:-1]
-    parts = [
-        part.reshape(leaf.shape).astype(leaf.dtype)
-        for part, leaf in zip(jnp.split(z, ends), leaves, strict=True)
-    ]
-    return jax.tree.unflatten(structure, parts)
-
-
 def _logarithm(y, args):
     return jnp.log(y) + args["offset"]
 
 
 def _square(y, args):
     return y + y**2 + args["offset"]
-
-
-def dense_solution(fn: Callable, args: Any) -> np.ndarray:
-    """The fixed point of `affine` or `tanh_layer`, by NumPy in float64.
-
-    Linear problems by LU decomposition; the others by plain iteration, which comes
-    near, and then Newton's method to 1e-14.
-    """
-    matrix, offset = (np.asarray(args[x], np.float64) for x in ("matrix", "offset"))
-    eye = np.eye(len(offset))
-    if fn is affine:
-        return np.linalg.solve(eye - matrix, offset)
-    if fn is not tanh_layer:
-        raise ValueError(f"the fixed point of {fn!r} is not known")
-    z = np.zeros_like(offset)
-    for _ in range(50):
-        z = np.tanh(matrix @ z + offset)
-    for _ in range(50):
-        f = np.tanh(matrix @ z + offset)
-        z = z + np.linalg.solve(eye - (1 - f**2)[:, None] * matrix, f - z)
-        if np.max(abs(np.tanh(matrix @ z + offset) - z), initial=0) < 1e-14:
-            return z
-    raise RuntimeError("Newton's method did not find the oracle's answer")
-
-
-def dense_jacobian(fn: Callable, args: Any) -> np.ndarray:
-    """`∂f/∂z` at the fixed point of `affine` or `tanh_layer`: `(n, n)`, float64."""
-    slope = _slope(fn, dense_solution(fn, args))
-    return slope[:, None] * np.asarray(args["matrix"], np.float64)
-
-
-def dense_pullback(fn: Callable, args: Any, cotangent: Any) -> dict[str, np.ndarray]:
-    """The gradient of `cotangent @ z` with respect to `args`, by dense algebra.
-
-    The implicit function theorem: `w = (I - J)^-T cotangent`, then one pull through `f`
-    at the fixed point.
-    """
-    z = dense_solution(fn, args)
-    system = np.eye(len(z)) - dense_jacobian(fn, args)
-    w = np.linalg.solve(system.T, np.asarray(cotangent)) * _slope(fn, z)
-    return {"matrix": np.outer(w, z), "offset": w}
-
-
-def dense_pushforward(fn: Callable, args: Any, tangents: Any) -> np.ndarray:
-    """The tangent of the fixed point along `tangents` of `args`, by dense algebra."""
-    z = dense_solution(fn, args)
-    matrix, offset = (np.asarray(tangents[x]) for x in ("matrix", "offset"))
-    right = _slope(fn, z) * (matrix @ z + offset)
-    return np.linalg.solve(np.eye(len(z)) - dense_jacobian(fn, args), right)
-
-
-def _slope(fn, z):
-    return np.ones_like(z) if fn is affine else 1 - z**2
 
 
 def _orthonormal(random, size):
@@ -223,8 +149,8 @@ def _doubling(random, size):
     return 2 * np.eye(size)
 
 
-def _known(name, fn, matrix, kind):
-    def make(seed, size, dtype):
+def _known(fn, matrix):
+    def make(name, kind, seed, size, dtype):
         random = np.random.default_rng(seed)
         args = {
             "matrix": jnp.asarray(matrix(random, size), dtype),
@@ -239,18 +165,18 @@ def _known(name, fn, matrix, kind):
     return make
 
 
-def _hopeless(name, fn, guess, offset):
-    def make(seed, size, dtype):
+def _hopeless(fn, guess, offset):
+    def make(name, kind, seed, size, dtype):
         random = np.random.default_rng(seed)
         y0 = jnp.asarray(guess + 0.1 * random.uniform(size=size), dtype)
         args = {"offset": jnp.full_like(y0, offset)}
-        return DenseProblem(name, fn, args, y0, None, "hopeless")
+        return DenseProblem(name, fn, args, y0, None, kind)
 
     return make
 
 
-def _tree(name, mixed):
-    def make(seed, size, dtype):
+def _tree(*, mixed):
+    def make(name, kind, seed, size, dtype):
         del size
         random = np.random.default_rng(seed)
         y0 = {
@@ -267,30 +193,26 @@ def _tree(name, mixed):
             "last": z[7:],
         }
         solution = jax.tree.map(lambda x, y: np.asarray(x, y.dtype), solution, y0)
-        return DenseProblem(name, affine_tree, args, y0, solution, "contractive")
+        return DenseProblem(name, affine_tree, args, y0, solution, kind)
 
     return make
 
 
+# How each is made from its name, its kind, a seed, a size and a dtype.
 _MAKERS: dict[str, tuple[Kind, Callable[..., DenseProblem]]] = {
-    name: (kind, _known(name, fn, matrix, kind))
-    for name, fn, matrix, kind in (
-        ("easy", affine, _symmetric(-0.1, 0.1), "contractive"),
-        ("symmetric", affine, _symmetric(-0.9, 0.9), "contractive"),
-        ("orthogonal", affine, _orthogonal, "contractive"),
-        ("rotations", affine, _rotations, "contractive"),
-        ("tanh", tanh_layer, _gaussian(1.1), "contractive"),
-        ("wide", affine, _symmetric(-3, 0.5), "expansive"),
-        ("radius-3", affine, _radius(3), "expansive"),
-        ("doubling", affine, _doubling, "expansive"),
-    )
-}
-_MAKERS |= {
-    "tree": ("contractive", _tree("tree", False)),
-    "mixed-tree": ("contractive", _tree("mixed-tree", True)),
-    "becomes-nan": ("hopeless", _hopeless("becomes-nan", _logarithm, 2.0, 0.0)),
-    "nan-at-guess": ("hopeless", _hopeless("nan-at-guess", _logarithm, -1.0, 0.0)),
-    "no-solution": ("hopeless", _hopeless("no-solution", _square, 1.0, 1.0)),
+    "easy": ("contractive", _known(affine, _symmetric(-0.1, 0.1))),
+    "symmetric": ("contractive", _known(affine, _symmetric(-0.9, 0.9))),
+    "orthogonal": ("contractive", _known(affine, _orthogonal)),
+    "rotations": ("contractive", _known(affine, _rotations)),
+    "tanh": ("contractive", _known(tanh_layer, _gaussian(1.1))),
+    "tree": ("contractive", _tree(mixed=False)),
+    "mixed-tree": ("contractive", _tree(mixed=True)),
+    "wide": ("expansive", _known(affine, _symmetric(-3, 0.5))),
+    "radius-3": ("expansive", _known(affine, _radius(3))),
+    "doubling": ("expansive", _known(affine, _doubling)),
+    "becomes-nan": ("hopeless", _hopeless(_logarithm, 2.0, 0.0)),
+    "nan-at-guess": ("hopeless", _hopeless(_logarithm, -1.0, 0.0)),
+    "no-solution": ("hopeless", _hopeless(_square, 1.0, 1.0)),
 }
 
 
@@ -334,7 +256,8 @@ def zoo(name: str, seed: int = 0, size: int = 50, dtype: Any = None) -> DensePro
     """
     if name not in _MAKERS:
         raise ValueError(f"no problem is called {name!r}; there are {zoo_names()}")
-    return _MAKERS[name][1](seed, size, dtype)
+    kind, make = _MAKERS[name]
+    return make(name, kind, seed, size, dtype)
 
 
 def stacked(problems: Sequence[DenseProblem]) -> DenseProblem:
