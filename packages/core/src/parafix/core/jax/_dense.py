@@ -60,7 +60,8 @@ def fixed_point(
     - `adjoint`: how to differentiate: a registered name or an Optimistix adjoint.
     - `rtol`, `atol`: `y` is a solution if `max |fn(y) - y| / (atol + rtol |y|)` is at
         most one; `eps^(3/4)` of the dtype of each leaf by default.
-    - `max_steps`: at most this many steps; 256 by default.
+    - `max_steps`: at most this many steps, each of which measures an iterate and then
+        moves, so that the last move is in vain; 256 by default.
     - `throw`: whether a failure raises, also under `jit` and when only a gradient is
         asked for.
 

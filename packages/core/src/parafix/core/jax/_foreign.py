@@ -20,7 +20,8 @@ class Foreign(AbstractDense):
     """A solver of Optimistix, held to what parafix promises.
 
     It moves as it does, and is measured from outside: one more evaluation in every
-    step. Its own idea of when to stop is not asked for.
+    step. Its own idea of when to stop is not asked for. Its evaluations are counted
+    where they are traced, its products with the Jacobian are not.
     """
 
     rtol: Any
@@ -31,22 +32,30 @@ class Foreign(AbstractDense):
     rests: ClassVar[bool] = False
 
     def start(self, fn, z):
-        fn = _as_asked(self.solver, fn)
-        out, _ = jax.eval_shape(fn, z, None)
-        return self.solver.init(fn, z, None, {}, out, None, frozenset())
+        out, _ = jax.eval_shape(_as_asked(self.solver, fn), z, None)
+        counted, calls = _counted(fn)
+        solve = _as_asked(self.solver, counted)
+        memory = self.solver.init(solve, z, None, {}, out, None, frozenset())
+        return memory, calls()
 
     def move(self, fn, z, g, jvp, memory, done):
         del g, jvp, done
-        calls = 0
-
-        def counted(z):
-            nonlocal calls
-            calls += 1
-            return fn(z)
-
+        counted, calls = _counted(fn)
         solve = _as_asked(self.solver, counted)
         new, memory, _ = self.solver.step(solve, z, None, {}, memory, frozenset())
-        return new, memory, calls, jnp.array(0)
+        return new, memory, calls(), jnp.array(0)
+
+
+def _counted(fn):
+    """`fn`, and how many times it has been traced: once for every evaluation."""
+    calls = 0
+
+    def counted(z):
+        nonlocal calls
+        calls += 1
+        return fn(z)
+
+    return counted, lambda: calls
 
 
 def _as_asked(solver, fn):

@@ -66,8 +66,8 @@ class AbstractDense(optx.AbstractFixedPointSolver):
         return optx.max_norm
 
     @abc.abstractmethod
-    def start(self, fn: Map, z: State) -> PyTree:
-        """What is remembered from step to step."""
+    def start(self, fn: Map, z: State) -> tuple[PyTree, int]:
+        """What is remembered from step to step, and the evaluations this took."""
 
     @abc.abstractmethod
     def move(
@@ -87,9 +87,10 @@ class AbstractDense(optx.AbstractFixedPointSolver):
     def init(self, fn, y, args, options, f_struct, aux_struct, tags):
         del options, f_struct, aux_struct, tags
         infinite, no, none = jnp.array(jnp.inf, y.dtype), jnp.array(False), jnp.array(0)
-        memory = self.start(lambda z: fn(z, args)[0], y)
+        memory, evals = self.start(lambda z: fn(z, args)[0], y)
+        evals = jnp.array(evals)
         return _IterationState(
-            y, infinite, infinite, no, no, no, no, no, none, none, none, memory
+            y, infinite, infinite, no, no, no, no, no, none, evals, none, memory
         )
 
     def step(self, fn, y, args, options, state, tags):
@@ -204,7 +205,7 @@ class AbstractIteration(AbstractDense):
 
     def start(self, fn, z):
         del fn
-        return self.init_memory(z)
+        return self.init_memory(z), 0
 
     def move(self, fn, z, g, jvp, memory, done):
         del fn

@@ -25,7 +25,7 @@ class GMRES(eqx.Module):
     """
 
     rtol: float | FloatScalar | None = None
-    restart: int = 50
+    restart: int | None = None
     max_steps: int | None = None
 
     def __check_init__(self):
@@ -37,7 +37,8 @@ class GMRES(eqx.Module):
 GMRES.__init__.__doc__ = """**Arguments:**
 
 - `rtol`: relative tolerance; `eps^(3/4)` of the dtype by default.
-- `restart`: the dimension of the Krylov space, and how many vectors are held.
+- `restart`: the dimension of the Krylov space, and how many vectors are held; by
+    default all unknowns up to 256, which always is enough, and 50 beyond.
 - `max_steps`: at most this many products; ten for each unknown by default.
 """
 
@@ -97,7 +98,8 @@ class _Restarts(eqx.Module):
 
 def _gmres(matvec, b, solver):
     size = b.size
-    m = min(solver.restart, size)
+    restart = (256 if size <= 256 else 50) if solver.restart is None else solver.restart
+    m = min(restart, size)
     budget = 10 * size if solver.max_steps is None else solver.max_steps
     eps = jnp.finfo(b.dtype).eps
     rtol = float(eps) ** 0.75 if solver.rtol is None else solver.rtol

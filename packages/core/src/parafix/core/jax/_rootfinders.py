@@ -247,7 +247,7 @@ class NewtonKrylov(AbstractIteration):
 
     rtol: ArrayLike
     atol: ArrayLike
-    restart: int = 50
+    restart: int | None = None
     linearises: ClassVar[bool] = True
 
     def __check_init__(self):
@@ -277,7 +277,7 @@ NewtonKrylov.__init__.__doc__ = """**Arguments:**
 
 - `rtol`, `atol`: an iterate has converged when `max |f(z) - z| / (atol + rtol |z|)` is
     at most one.
-- `restart`: the dimension of the Krylov space.
+- `restart`: the dimension of the Krylov space, as in [`parafix.core.jax.GMRES`][].
 """
 
 

@@ -20,7 +20,8 @@ class Solution(eqx.Module, Generic[_Value]):
     - `stats`: a dictionary of scalars:
         `num_steps` (sweeps, or steps of the solver; summed over windows),
         `num_evals` (calls of `f`, each of all times at once),
-        `num_linear` (Jacobian-vector products, likewise),
+        `num_linear` (Jacobian-vector products, likewise; those of Optimistix's solvers
+        are not counted),
         `residual` (`max |f(z) - z| / (atol + rtol |z|)` at `value`),
         and for chains `converged_prefix` (how many entries from the start are right to
         within tolerance) and `error_estimate` (how far rounding may have carried

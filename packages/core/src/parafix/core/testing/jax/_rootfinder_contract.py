@@ -11,7 +11,7 @@ import optimistix as optx
 from parafix.core.jax import fixed_point, RESULTS, root_find, Solution
 
 from ._compare import assert_close, assert_identical, CallCounter
-from ._dense_oracle import dense_solution, tanh_layer
+from ._dense_oracle import affine, dense_solution, tanh_layer
 from ._oracle import directional_derivative
 from ._zoo import DenseProblem, stacked, zoo, zoo_names
 
@@ -76,7 +76,7 @@ class RootFinderContract:
     - `ignores_units`: whether as many evaluations are used for `z -> s f(z / s)`,
         whatever `s`.
     - `counts_exactly`: whether `stats["num_evals"]` is the number of calls of `f` that
-        are made, if none is differentiated.
+        are made, but for those inside of Jacobian-vector products.
     """
 
     solves: ClassVar[tuple[str, ...]] = zoo_names("contractive", "expansive")
@@ -227,8 +227,11 @@ class RootFinderContract:
         return _gradient(problem.fn, problem.y0, args, solver, max_steps, _weights())
 
     def test_neighbours_do_not_matter(self):
-        names = [x for x in self.solves if x not in ("tanh", "tree", "mixed-tree")]
-        problems = [zoo(name, 2, _SIZE) for name in (*names, names[0])]
+        # Of one function, from easy to hard; what the last holds changes.
+        problems = [zoo(name, 0, _SIZE) for name in self.solves]
+        problems = [problem for problem in problems if problem.fn is affine]
+        problems = problems or [zoo("tanh", 0, _SIZE)]
+        problems.append(problems[0])
         batch = stacked(problems)
         solver = self.make(_TOLERANCE, _TOLERANCE)
         solve = ft.partial(
@@ -291,8 +294,10 @@ class RootFinderContract:
                 assert np.issubdtype(x.dtype, np.integer), name
         assert 1 <= stats["num_steps"] <= stats["num_evals"] + stats["num_linear"]
         assert 0 <= stats["residual"] <= 1
-        if stats["num_linear"] == 0 and self.counts_exactly:
-            assert called == stats["num_evals"], (called, stats)
+        if self.counts_exactly:
+            # A product with the Jacobian may, but need not, evaluate `f` once more.
+            most = stats["num_evals"] + stats["num_linear"]
+            assert stats["num_evals"] <= called <= most, (called, stats)
 
         traces = fn.calls
         args = {**problem.args, "offset": 0.9 * problem.args["offset"]}
