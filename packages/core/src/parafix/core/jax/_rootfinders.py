@@ -158,28 +158,27 @@ class Broyden(AbstractIteration):
 
     def advance(self, z, g, jvp, memory):
         del jvp
-        full = memory.count == self.memory
-        left = jnp.where(full, 0, memory.left)
-        right = jnp.where(full, 0, memory.right)
-        count = jnp.where(full, 0, memory.count)
+        left, right = memory.left, memory.right
+        # Rows from `count` on are not there, so forgetting them all costs nothing.
+        count = jnp.where(memory.count == self.memory, 0, memory.count)
         dz, dg = z - memory.last_z, g - memory.last_g
-        direction = -dz + (left @ dz) @ right if self.kind == "good" else dg
-        missing = dz - _apply(left, right, dg)
+        direction = _apply(right, left, count, dz) if self.kind == "good" else dg
+        missing = dz - _apply(left, right, count, dg)
         slope = direction @ dg
         # An update along which the residual did not change would be rounding.
         small = jnp.finfo(z.dtype).eps * _length(direction) * _length(dg)
         good = (memory.num_steps > 0) & (jnp.abs(slope) > small)
         new = jnp.where(good, missing / jnp.where(good, slope, 1), 0)
         left = left.at[count].set(new)
-        right = right.at[count].set(jnp.where(good, direction, 0))
+        right = right.at[count].set(direction)
         count = count + good.astype(count.dtype)
-        step = -_apply(left, right, g)
+        new = z - _apply(left, right, count, g)
         memory = _BroydenMemory(count, memory.num_steps + 1, z, g, left, right)
-        return z + step, memory, 0
+        return new, memory, 0
 
     def inverse_jacobian(self, memory: _BroydenMemory) -> Callable[[State], State]:
         """`v -> H v` after these updates."""
-        return lambda v: _apply(memory.left, memory.right, v)
+        return lambda v: _apply(memory.left, memory.right, memory.count, v)
 
 
 Broyden.__init__.__doc__ = """**Arguments:**
@@ -191,9 +190,10 @@ Broyden.__init__.__doc__ = """**Arguments:**
 """
 
 
-def _apply(left, right, v):
-    """`H v`."""
-    return -v + (right @ v) @ left
+def _apply(left, right, count, v):
+    """`H v` with `H = -I + left^T right`; exchanged, `H^T v`."""
+    there = jnp.arange(left.shape[0]) < count
+    return -v + jnp.where(there, right @ v, 0) @ left
 
 
 class Newton(AbstractIteration):
