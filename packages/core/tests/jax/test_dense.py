@@ -419,6 +419,8 @@ class TestBadInput:
             (TypeError, "max_steps", {"max_steps": 1.5}),
             (LookupError, "solver='andersen'.*anderson", {"solver": "andersen"}),
             (LookupError, "adjoint='implict'.*implicit", {"adjoint": "implict"}),
+            (TypeError, "adjoint", {"adjoint": 3}),
+            (TypeError, "solver", {"solver": Anderson}),
             (TypeError, "Jacobi.*recurrences", {"solver": "jacobi"}),
             (TypeError, "Sequential.*recurrences", {"solver": "sequential"}),
             (TypeError, "solver", {"solver": SequentialScan()}),

@@ -17,11 +17,24 @@ from ._chain import Chain, chunk_size, jacobian, scan_chunks
 from ._check import checked_count
 from ._custom_types import State, States
 from ._linear import GMRES, linear_solve
+from ._named import named
 from ._result import RESULTS
 from ._scan import AbstractScan
 
 
 _Map = Callable[[State], State]
+
+
+def as_adjoint(adjoint: Any) -> optx.AbstractAdjoint:
+    """The adjoint that `adjoint` names, or `adjoint` itself."""
+    if isinstance(adjoint, str):
+        return named("adjoint", adjoint)()
+    if not isinstance(adjoint, optx.AbstractAdjoint):
+        raise TypeError(
+            "`adjoint` must be the name of a registered adjoint or an object such as "
+            f"`ImplicitAdjoint()`, got {adjoint!r}."
+        )
+    return adjoint
 
 
 class Loop(optx.AbstractAdjoint):

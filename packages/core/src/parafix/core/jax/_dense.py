@@ -8,10 +8,9 @@ import numpy as np
 import optimistix as optx
 from jaxtyping import ArrayLike, PyTree
 
-from ._adjoint import Loop
+from ._adjoint import as_adjoint, Loop
 from ._check import checked_count
 from ._custom_types import State
-from ._named import named
 from ._result import RESULTS
 from ._solution import Solution
 from ._solver import as_dense
@@ -203,8 +202,7 @@ def _solve(fn, y0, args, root, solver, adjoint, rtol, atol, max_steps, throw):
     max_steps = checked_count("max_steps", max_steps)
     max_steps = 256 if max_steps is None else max_steps
     solver = as_dense(solver, rtol, atol, layout.tolerance)
-    if isinstance(adjoint, str):
-        adjoint = named("adjoint", adjoint)()
+    adjoint = as_adjoint(adjoint)
 
     def f(z, args):
         y = layout.unflatten(z)

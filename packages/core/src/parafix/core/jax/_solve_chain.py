@@ -7,11 +7,10 @@ import optimistix as optx
 from jax import lax
 from jaxtyping import ArrayLike
 
-from ._adjoint import ChainAdjoint, ImplicitAdjoint, Loop
+from ._adjoint import as_adjoint, ChainAdjoint, ImplicitAdjoint, Loop
 from ._chain import Chain, chunk_size, scan_chunks
 from ._check import checked_count, checked_tolerance
 from ._custom_types import FloatScalar, IntScalar, States
-from ._named import named
 from ._result import leaf_of, RESULTS
 from ._solution import Solution
 from ._solver import as_sweep, Sequential
@@ -30,7 +29,7 @@ def solve_chain(
     *,
     solver: str | AbstractSweep | Sequential = "jacobi",
     guess: States | None = None,
-    adjoint: str | ChainAdjoint = "implicit",
+    adjoint: str | optx.AbstractAdjoint = "implicit",
     rtol: ArrayLike | None = None,
     atol: ArrayLike | None = None,
     max_steps: int | None = None,
@@ -84,8 +83,7 @@ def solve_chain(
     max_steps = checked_count("max_steps", max_steps)
     window = checked_count("window", window)
     solver = as_sweep(solver, rtol, atol, _default_tolerance(problem))
-    if isinstance(adjoint, str):
-        adjoint = named("adjoint", adjoint)()
+    adjoint = as_adjoint(adjoint)
     if length == 0 or size == 0:
         return _empty_solution(problem)
     # What the step closes over becomes part of the problem, where the adjoint sees it.

@@ -36,7 +36,7 @@ def as_solver(solver: Any, rtol: Any, atol: Any, default: ArrayLike = 0.0) -> An
     if not isinstance(solver, (Sequential, *FOREIGN)):
         raise TypeError(
             "`solver` must be the name of a registered rootfinder or a solver object "
-            f"such as `Jacobi(rtol=..., atol=...)`, got {solver!r}."
+            f"such as `Newton(rtol=..., atol=...)`, got {solver!r}."
         )
     for name, value in (("rtol", rtol), ("atol", atol)):
         if value is not None:
