@@ -86,7 +86,7 @@ class TestSequences:
 
 class TestSolvers:
     def test_an_unknown_name(self):
-        for name in ("der", "newton", "SEQUENTIAL", ""):
+        for name in ("der", "newtons", "SEQUENTIAL", ""):
             with pytest.raises(parafix.core.UnknownComponentError) as caught:
                 scan(cell, INIT, XS, solver=name)
             assert "solver" in str(caught.value)
@@ -111,6 +111,7 @@ class TestSolvers:
         message = message_of(TypeError, cell, INIT, XS, solver=solver)
         assert "FixedPointIteration" in message
         assert "deer" in message
+        assert "Newton" in message_of(TypeError, cell, INIT, XS, solver="newton")
 
     @pytest.mark.parametrize("made", [DEER, Jacobi, Sequential])
     def test_an_object_and_a_tolerance(self, made):

@@ -13,4 +13,10 @@ def ratio(x, tol):
 
 def tolerance(rtol, atol, z):
     """`atol + rtol |z|`; each is a number, or one for each entry of a state."""
-    return jnp.asarray(atol, z.dtype) + jnp.asarray(rtol, z.dtype) * jnp.abs(z)
+    rtol, atol = (_beside(jnp.asarray(x, z.dtype), z) for x in (rtol, atol))
+    return atol + rtol * jnp.abs(z)
+
+
+def _beside(x, z):
+    # Ranks are not promoted in silence.
+    return x if x.ndim == 0 else jnp.expand_dims(x, tuple(range(z.ndim - x.ndim)))
