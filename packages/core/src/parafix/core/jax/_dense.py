@@ -1,5 +1,6 @@
+import inspect
 from collections.abc import Callable
-from typing import Any, no_type_check, TypeVar
+from typing import Any, TypeVar
 
 import equinox as eqx
 import jax
@@ -231,8 +232,6 @@ def _as_array(x):
     return x
 
 
-# Optimistix wants plain functions here, also where types are checked at run time.
-@no_type_check
 def _primal(inputs):
     f, solver, z0, args, options, max_steps, _, _, _, while_loop = inputs
     solution = optx.fixed_point(
@@ -254,11 +253,14 @@ def _primal(inputs):
     return solution.value, (stats, eqx.filter(solution.state.memory, eqx.is_array))
 
 
-@no_type_check
 def _rewrite(z, _, inputs):
     # The form in which Optimistix's own adjoints differentiate.
     f, _, _, args, *_ = inputs
     return f(z, args)[0] - z
+
+
+# Optimistix wants plain functions; where types are checked at run time, they are not.
+_primal, _rewrite = inspect.unwrap(_primal), inspect.unwrap(_rewrite)
 
 
 def _empty(y0, z0):
