@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import Final
 
-from ._component import Component
+from ._component import BACKENDS, Component
 from ._hooks import hookimpl
 
 
@@ -116,6 +116,22 @@ _OF_OPTIMISTIX: Final = (
     ("gauss-newton", "GaussNewton", "Gauss-Newton with a line search"),
     ("bfgs", "BFGS", "quasi-Newton on half the squared residual"),
 )
+# In both backends.
+_SCANS: Final = (
+    (
+        "associative",
+        "AssociativeScan",
+        "linear recurrence by a parallel prefix sum, logarithmic depth",
+        (_BLELLOCH,),
+    ),
+    (
+        "blocked",
+        "BlockedScan",
+        "linear recurrence in blocks: a loop within each, all blocks at once",
+        (),
+    ),
+    ("sequential", "SequentialScan", "linear recurrence step by step", ()),
+)
 
 
 @hookimpl
@@ -151,28 +167,10 @@ def parafix_rootfinders() -> Iterator[Component]:
 
 @hookimpl
 def parafix_scans() -> Iterator[Component]:
-    yield Component(
-        "scan",
-        "associative",
-        "jax",
-        "parafix.core.jax:AssociativeScan",
-        summary="linear recurrence by a parallel prefix sum, logarithmic depth",
-        cite=(_BLELLOCH,),
-    )
-    yield Component(
-        "scan",
-        "blocked",
-        "jax",
-        "parafix.core.jax:BlockedScan",
-        summary="linear recurrence in blocks: a loop within each, all blocks at once",
-    )
-    yield Component(
-        "scan",
-        "sequential",
-        "jax",
-        "parafix.core.jax:SequentialScan",
-        summary="linear recurrence step by step",
-    )
+    for backend in BACKENDS:
+        for name, target, summary, cite in _SCANS:
+            path = f"parafix.core.{backend}:{target}"
+            yield Component("scan", name, backend, path, summary=summary, cite=cite)
 
 
 @hookimpl
