@@ -129,7 +129,9 @@ class _Solve(torch.autograd.Function):
             return b.clone()
         chosen = _automatic(a, b) if scan == "auto" else scan
         with _exactly(b.device):
-            return chosen.solve(a, b, init, reverse)
+            x = chosen.solve(a, b, init, reverse)
+        # A function that returns its own input cannot save it for `backward`.
+        return x.clone() if any(x is given for given in (a, b, init)) else x
 
     @staticmethod
     def setup_context(ctx, inputs, output):

@@ -1,0 +1,44 @@
+import ast
+import importlib.resources
+
+import parafix.core.torch
+
+
+def test_names():
+    assert parafix.core.torch.__all__ == [
+        "RESULTS",
+        "AbstractScan",
+        "AssociativeScan",
+        "BlockedScan",
+        "SequentialScan",
+        "Solution",
+        "affine_scan",
+        "checked_count",
+        "checked_tolerance",
+        "default_tolerance",
+    ]
+
+
+def test_names_are_those_of_the_other_half():
+    # Read, not imported: JAX is not installed where this runs.
+    source = importlib.resources.files("parafix.core") / "jax" / "__init__.py"
+    (names,) = (
+        ast.literal_eval(node.value)
+        for node in ast.parse(source.read_text("utf-8")).body
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__"
+    )
+    assert set(parafix.core.torch.__all__) <= set(names)
+
+
+def test_names_exist_and_are_documented():
+    for name in parafix.core.torch.__all__:
+        value = getattr(parafix.core.torch, name)
+        assert value.__doc__, name
+        assert value.__module__.startswith("parafix.core.torch."), name
+
+
+def test_registered_components_are_there():
+    for component in parafix.core.components(backend="torch"):
+        if component.distribution == "parafix-core":
+            kind, name = component.kind, component.name
+            assert parafix.core.get(kind, name, backend="torch")
