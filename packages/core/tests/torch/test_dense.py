@@ -582,6 +582,21 @@ class TestCapturedTensors:
             assert_close(found, torch.ones_like(b))
 
 
+@pytest.mark.slow
+def test_what_is_compiled():
+    # The solve itself runs eagerly; what `fn` was compiled to is used in its steps.
+    torch.manual_seed(0)
+    layer, x = Layer(), vectors(3, 3, 4)
+    expected = torch.autograd.grad(layer(x).sum(), layer.linear.weight)
+    compiled = torch.compile(layer, backend="eager")
+    found = torch.autograd.grad(compiled(x).sum(), layer.linear.weight)
+    assert_close(found, expected, 1e-12)
+    f = torch.compile(lambda z: torch.tanh(layer.linear(z) + x), backend="eager")
+    value = fixed_point(f, torch.zeros_like(x), rtol=1e-13, atol=1e-13).value
+    found = torch.autograd.grad(value.sum(), layer.linear.weight)
+    assert_close(found, expected, 1e-9)
+
+
 def row_by_row(z, args):
     """A map whose bits do not depend on the size of the batch."""
     w, b, slope = args

@@ -6,6 +6,7 @@ around it. Derivatives with respect to them need them as arguments.
 
 import contextlib
 import dataclasses
+import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -203,6 +204,14 @@ class Autocast:
             yield
 
 
+def _eager() -> contextlib.AbstractContextManager[Any]:
+    """Runs what `torch.compile` has made as it was, so that its calls are seen."""
+    # Whoever compiles has loaded this; it is slow to load.
+    if "torch._dynamo" in sys.modules:
+        return torch.compiler.set_stance("force_eager")
+    return contextlib.nullcontext()
+
+
 class Captured(Closed):
     """A function of a flat state with the tensors it depends on as parameters.
 
@@ -231,7 +240,7 @@ class Captured(Closed):
                 return self.fn(z, {})
             pairs = zip(self.originals, params, strict=True)
             exchange = {id(original): new for original, new in pairs}
-            with _Exchanging(exchange, self.uses):
+            with _eager(), _Exchanging(exchange, self.uses):
                 return self.fn(z, exchange)
 
     def vmapped(self, size, in_dims, randomness):
@@ -307,7 +316,7 @@ def capture(
         if isinstance(leaf, Tensor):
             recording.note(leaf)
     # The recording last: to enter the others also is a call.
-    with autocast.entered(), torch.set_grad_enabled(plain), recording:
+    with autocast.entered(), torch.set_grad_enabled(plain), _eager(), recording:
         value = fn(z, {})
     originals = tuple(recording.found.values())
     params = tuple(map(_resolved, originals))

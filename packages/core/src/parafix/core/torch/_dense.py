@@ -82,7 +82,7 @@ def fixed_point(
         a `RuntimeError` says so, and they must come by `args`. Under `torch.func` and
         in forward mode nobody notices.
     """
-    return _solve(fn, y0, args, False, solver, adjoint, rtol, atol, max_steps, throw)
+    return _eagerly(fn, y0, args, False, solver, adjoint, rtol, atol, max_steps, throw)
 
 
 def root_find(
@@ -122,7 +122,7 @@ def root_find(
 
     A [`parafix.core.torch.Solution`][].
     """
-    return _solve(fn, y0, args, True, solver, adjoint, rtol, atol, max_steps, throw)
+    return _eagerly(fn, y0, args, True, solver, adjoint, rtol, atol, max_steps, throw)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -278,6 +278,14 @@ def _as_dense(solver, rtol, atol, default):
             f"`Anderson(rtol=..., atol=...)`, got {solver!r}."
         )
     return solver
+
+
+def _eagerly(*arguments: Any) -> Solution:
+    # A solve stops by what it finds, which `torch.compile` cannot follow.
+    if torch.compiler.is_compiling():
+        solve: Any = torch.compiler.disable(_solve)
+        return solve(*arguments)
+    return _solve(*arguments)
 
 
 def _solve(fn, y0, args, root, solver, adjoint, rtol, atol, max_steps, throw):

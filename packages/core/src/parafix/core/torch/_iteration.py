@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch._C._functorch import get_unwrapped, is_functorch_wrapped_tensor
+from torch.autograd import forward_ad
 
 from ._calculus import AbstractOperator, under_transforms
 from ._check import checked_tolerance
@@ -84,7 +85,8 @@ class AbstractIteration(abc.ABC):
 
 def may_overwrite() -> bool:
     """Whether a solver may write into its memory: not while its steps are recorded."""
-    return not (torch.is_grad_enabled() or under_transforms())
+    recorded = torch.is_grad_enabled() or forward_ad._current_level >= 0
+    return not (recorded or under_transforms())
 
 
 class Outcome(NamedTuple):
@@ -130,73 +132,99 @@ def iterate(
     """
     samples = z.shape[:1]
     eps = torch.finfo(z.dtype).eps
+    # On a CPU the host sees for nothing whether a sample has ended, and most steps end
+    # none. An accelerator would have to be waited for, so there everything is computed.
+    watched = z.device.type == "cpu"
+    fixed = _constant if not may_overwrite() else _itself
     # A guess that is not finite stops the loop before anything is evaluated.
-    active = torch.isfinite(z.detach()).all(1)
+    active = torch.isfinite(fixed(z)).all(1)
+    everyone = watched and not anywhere(~active)
     residual = torch.full(samples, torch.inf, dtype=z.dtype, device=z.device)
+    limit = residual
     result = torch.where(active, RESULTS.max_steps_reached, RESULTS.nonfinite)
     num_steps = torch.zeros(samples, dtype=torch.int64, device=z.device)
     num_linear = num_steps
-    first = residual
     best = z
     memory = solver.init_memory(z)
     for step in range(max_steps):
-        if step == 0 and start is not None:
+        if start is not None:
             (value, jvp), start = start, None
         else:
             value, jvp = linearise(z) if solver.linearises else (fn(z), None)
         g = value - z
         with torch.no_grad():
-            size, measured, finite = _measure(solver, z.detach(), g.detach())
+            size, length, measured = _measure(solver, fixed(z), fixed(g))
             if step == 0:
-                first = size
-            num_steps = num_steps + active
-            # False for NaN.
-            better = active & (measured < residual)
+                limit = length * eps**-0.75
+            # Comparisons with NaN are false.
+            better = measured < residual
+            going = (measured > 1) & (length <= limit)
+            if not everyone:
+                better, going = active & better, active & going
             residual = torch.where(better, measured, residual)
-            converged = active & (measured <= 1)
-            nonfinite = active & ~finite
-            diverged = active & finite & ~converged & (size > first * eps**-0.75)
-            for flag, code in (
-                (diverged, RESULTS.diverged),
-                (nonfinite, RESULTS.nonfinite),
-                (converged, RESULTS.successful),
-            ):
-                result = torch.where(flag, code, result)
-            active = active & ~(converged | nonfinite | diverged)
+            ended = active & ~going
+            if not watched or anywhere(ended):
+                everyone = False
+                nonfinite = ended & ~torch.isfinite(fixed(value)).all(1)
+                for flag, code in (
+                    (ended, RESULTS.diverged),
+                    (nonfinite, RESULTS.nonfinite),
+                    (ended & (measured <= 1), RESULTS.successful),
+                ):
+                    result = torch.where(flag, code, result)
+                num_steps = torch.where(ended, step + 1, num_steps)
+                active = going
         best = torch.where(better[:, None], z, best)
-        if looks(step, z.device) and not anywhere(active):
-            break
-        g = torch.where(active[:, None], g, 0)
+        if not everyone:
+            if looks(step, z.device) and not anywhere(active):
+                break
+            g = torch.where(active[:, None], g, 0)
         new, memory, linear = solver.advance(z, g, jvp, memory)
         new = rounded(new)
         with torch.no_grad():
-            num_linear = num_linear + torch.where(active, linear, 0)
-            good = torch.isfinite(new.detach())
-            failed = active & ~good.all(1)
-        # A fresh tensor, also where every sample moves.
-        new = torch.where(active[:, None] & good, new, z)
-        with torch.no_grad():
-            still = (new.detach() - z.detach()).abs() <= eps * z.detach().abs()
-            stalled = active & ~failed & still.all(1)
-            if not solver.rests:
-                stalled = torch.zeros_like(stalled)
-            result = torch.where(failed, RESULTS.linear_solve_failed, result)
-            result = torch.where(stalled, RESULTS.stalled, result)
-            active = active & ~(failed | stalled)
+            if solver.linearises:
+                num_linear = num_linear + torch.where(active, linear, 0)
+            change = (fixed(new) - fixed(z)).abs()
+            good = change.amax(1) < torch.inf
+            if solver.rests:
+                good = good & (change > eps * size).any(1)
+            ended = active & ~good
+            if not watched or anywhere(ended):
+                everyone = False
+                finite = torch.isfinite(fixed(new)).all(1)
+                failed = ended & ~finite
+                still = (change <= eps * size).all(1)
+                stalled = ended & still if solver.rests else torch.zeros_like(still)
+                result = torch.where(failed, RESULTS.linear_solve_failed, result)
+                result = torch.where(stalled, RESULTS.stalled, result)
+                num_steps = torch.where(failed | stalled, step + 1, num_steps)
+                active = active & ~(failed | stalled)
+        if not everyone:
+            new = torch.where(active[:, None], new, z)
+            if looks(step, z.device) and not anywhere(active):
+                break
         z = new
-        if looks(step, z.device) and not anywhere(active):
-            break
+    num_steps = torch.where(active, max_steps, num_steps)
     num_evals = num_steps + spent
     return Outcome(best, result, num_steps, num_evals, num_linear, residual, memory)
 
 
+def _constant(x):
+    return x.detach()
+
+
+def _itself(x):
+    return x
+
+
 def _measure(solver, z, g):
-    """Of each sample `max |g|`, `max |g| / (atol + rtol |z|)`, and if `g` is finite."""
-    size = g.abs()
-    unit = solver.atol + solver.rtol * z.abs()
-    # 0 / 0 is an entry that is met exactly at zero tolerance.
-    measured = torch.where(size == 0, 0, size / unit)
-    return size.amax(1), measured.amax(1), torch.isfinite(g).all(1)
+    """`|z|`, and of each sample `max |g|` and `max |g| / (atol + rtol |z|)`."""
+    size, length = z.abs(), g.abs()
+    measured = length / (size * solver.rtol + solver.atol)
+    if not (isinstance(solver.atol, float) and solver.atol > 0):
+        # 0 / 0 is an entry that is met exactly at zero tolerance.
+        measured = torch.where(length == 0, 0, measured)
+    return size, length.amax(1), measured.amax(1)
 
 
 def anywhere(flags: Tensor) -> bool:

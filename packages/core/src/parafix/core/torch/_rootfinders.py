@@ -96,25 +96,23 @@ class Anderson(AbstractIteration):
         m = memory.gram.shape[1]
         slot, filled = (memory.taken - 1) % m, min(memory.taken, m)
         change = g - memory.last_g
-        scale = _length(change)[:, None]
+        scale = _length(change)
         # Nothing to learn from a residual that came again.
-        learns = scale > 0
-        unit = torch.where(learns, 1 / torch.where(learns, scale, 1), 0)
-        column = unit * change
-        dz = _put(memory.dz, slot, unit * (z - memory.last_z))
+        unit = torch.where(scale > 0, 1 / torch.where(scale > 0, scale, 1), 0)
+        column = unit[:, None] * change
+        dz = _put(memory.dz, slot, unit[:, None] * (z - memory.last_z))
         dg = _put(memory.dg, slot, column)
-        row = (dg * column[:, None]).sum(-1)
+        eps = torch.finfo(z.dtype).eps
+        ridge = eps**0.75 if self.ridge is None else self.ridge
+        # One on the diagonal also for a column of zeros, which then changes nothing.
+        row = _put((dg * column[:, None]).sum(-1), slot, 1 + ridge)
         gram = _put(_put(memory.gram, slot, row).mT, slot, row).mT
-        ridge = torch.finfo(z.dtype).eps ** 0.75 if self.ridge is None else self.ridge
         memory = _AndersonMemory(memory.taken + 1, z, g, dz, dg, gram)
         dz, dg = dz[:, :filled], dg[:, :filled]
-        gram = gram[:, :filled, :filled]
-        # A column that is missing has a zero Gram row: one on the diagonal instead.
-        empty = gram.diagonal(dim1=1, dim2=2) == 0
-        gram = gram + torch.diag_embed(torch.where(empty, 1.0, ridge).to(gram.dtype))
-        factor, info = torch.linalg.cholesky_ex(gram)
+        factor, info = torch.linalg.cholesky_ex(gram[:, :filled, :filled])
         gamma = torch.cholesky_solve((dg * g[:, None]).sum(-1)[..., None], factor)
-        new = plain - (gamma * (dz + self.mixing * dg)).sum(1)
+        correction = dz + dg if self.mixing == 1 else dz + self.mixing * dg
+        new = plain - (gamma * correction).sum(1)
         good = (info == 0) & torch.isfinite(new.detach()).all(1)
         return torch.where(good[:, None], new, plain), memory, 0
 
@@ -294,6 +292,8 @@ class NewtonKrylov(AbstractIteration):
 
 def _length(x):
     squared = (x * x).sum(-1)
+    if may_overwrite():
+        return squared.sqrt()
     # The square root has no slope at zero.
     return torch.where(squared > 0, torch.where(squared > 0, squared, 1).sqrt(), 0)
 
@@ -303,7 +303,11 @@ def _put(buffer, slot, value):
     if may_overwrite():
         buffer[:, slot] = value
         return buffer
-    return torch.cat([buffer[:, :slot], value[:, None], buffer[:, slot + 1 :]], 1)
+    index = torch.arange(buffer.shape[1], device=buffer.device) == slot
+    index = index.reshape(1, -1, *[1] * (buffer.ndim - 2))
+    if isinstance(value, Tensor):
+        value = value[:, None]
+    return torch.where(index, value, buffer)
 
 
 def _put_each(buffer, slots, value):
