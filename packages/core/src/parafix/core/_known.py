@@ -10,17 +10,22 @@ from typing import Final
 # (kind, name, backend) -> distribution. Aliases have lines of their own.
 KNOWN: Final[dict[tuple[str, str, str], str]] = {
     ("rootfinder", "anderson", "jax"): "parafix-core",
+    ("rootfinder", "anderson", "torch"): "parafix-core",
     ("rootfinder", "bfgs", "jax"): "parafix-core",
     ("rootfinder", "broyden", "jax"): "parafix-core",
+    ("rootfinder", "broyden", "torch"): "parafix-core",
     ("rootfinder", "chord", "jax"): "parafix-core",
     ("rootfinder", "deer", "jax"): "parafix-deer",
     ("rootfinder", "dogleg", "jax"): "parafix-core",
     ("rootfinder", "fixed-point", "jax"): "parafix-core",
+    ("rootfinder", "fixed-point", "torch"): "parafix-core",
     ("rootfinder", "gauss-newton", "jax"): "parafix-core",
     ("rootfinder", "jacobi", "jax"): "parafix-core",
     ("rootfinder", "levenberg-marquardt", "jax"): "parafix-core",
     ("rootfinder", "newton", "jax"): "parafix-core",
+    ("rootfinder", "newton", "torch"): "parafix-core",
     ("rootfinder", "newton-krylov", "jax"): "parafix-core",
+    ("rootfinder", "newton-krylov", "torch"): "parafix-core",
     ("rootfinder", "sequential", "jax"): "parafix-core",
     ("scan", "associative", "jax"): "parafix-core",
     ("scan", "associative", "torch"): "parafix-core",
@@ -29,9 +34,13 @@ KNOWN: Final[dict[tuple[str, str, str], str]] = {
     ("scan", "sequential", "jax"): "parafix-core",
     ("scan", "sequential", "torch"): "parafix-core",
     ("adjoint", "implicit", "jax"): "parafix-core",
+    ("adjoint", "implicit", "torch"): "parafix-core",
     ("adjoint", "one-step", "jax"): "parafix-core",
+    ("adjoint", "one-step", "torch"): "parafix-core",
     ("adjoint", "phantom", "jax"): "parafix-core",
+    ("adjoint", "phantom", "torch"): "parafix-core",
     ("adjoint", "unrolled", "jax"): "parafix-core",
+    ("adjoint", "unrolled", "torch"): "parafix-core",
 }
 
 # name -> (distribution, the extras that the demo needs)

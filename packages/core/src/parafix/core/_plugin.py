@@ -1,9 +1,9 @@
 """What parafix-core itself registers."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Final
 
-from ._component import BACKENDS, Component
+from ._component import BACKENDS, Component, Kind
 from ._hooks import hookimpl
 
 
@@ -96,7 +96,7 @@ _OPTIMISTIX: Final = """\
   year = {2024}
 }"""
 
-# name, target, summary, what to cite
+# In both backends: name, target, summary, what to cite.
 _DENSE: Final = (
     ("fixed-point", "FixedPoint", "plain iteration, damped if asked for", ()),
     ("anderson", "Anderson", "iteration accelerated by the last steps", (_WALKER,)),
@@ -109,14 +109,6 @@ _DENSE: Final = (
         (_EISENSTAT,),
     ),
 )
-_OF_OPTIMISTIX: Final = (
-    ("chord", "Chord", "Newton's method with the first Jacobian throughout"),
-    ("dogleg", "Dogleg", "Gauss-Newton with a trust region"),
-    ("levenberg-marquardt", "LevenbergMarquardt", "damped Gauss-Newton"),
-    ("gauss-newton", "GaussNewton", "Gauss-Newton with a line search"),
-    ("bfgs", "BFGS", "quasi-Newton on half the squared residual"),
-)
-# In both backends.
 _SCANS: Final = (
     (
         "associative",
@@ -132,13 +124,44 @@ _SCANS: Final = (
     ),
     ("sequential", "SequentialScan", "linear recurrence step by step", ()),
 )
+_ADJOINTS: Final = (
+    (
+        "implicit",
+        "ImplicitAdjoint",
+        "implicit function theorem: the gradient, whatever the solver did",
+        (),
+    ),
+    (
+        "one-step",
+        "OneStepAdjoint",
+        "differentiates one application of the function: no linear solve",
+        (_FUNG,),
+    ),
+    (
+        "phantom",
+        "PhantomAdjoint",
+        "differentiates some damped steps from the solution",
+        (_GENG,),
+    ),
+    (
+        "unrolled",
+        "UnrolledAdjoint",
+        "differentiates the solver's own steps, checkpointed",
+        (),
+    ),
+)
+_OF_OPTIMISTIX: Final = (
+    ("chord", "Chord", "Newton's method with the first Jacobian throughout"),
+    ("dogleg", "Dogleg", "Gauss-Newton with a trust region"),
+    ("levenberg-marquardt", "LevenbergMarquardt", "damped Gauss-Newton"),
+    ("gauss-newton", "GaussNewton", "Gauss-Newton with a line search"),
+    ("bfgs", "BFGS", "quasi-Newton on half the squared residual"),
+)
 
 
 @hookimpl
 def parafix_rootfinders() -> Iterator[Component]:
-    for name, target, summary, cite in _DENSE:
-        path = f"parafix.core.jax:{target}"
-        yield Component("rootfinder", name, "jax", path, summary=summary, cite=cite)
+    yield from _in_both_backends("rootfinder", _DENSE)
     for name, target, summary in _OF_OPTIMISTIX:
         yield Component(
             "rootfinder",
@@ -167,41 +190,18 @@ def parafix_rootfinders() -> Iterator[Component]:
 
 @hookimpl
 def parafix_scans() -> Iterator[Component]:
-    for backend in BACKENDS:
-        for name, target, summary, cite in _SCANS:
-            path = f"parafix.core.{backend}:{target}"
-            yield Component("scan", name, backend, path, summary=summary, cite=cite)
+    yield from _in_both_backends("scan", _SCANS)
 
 
 @hookimpl
 def parafix_adjoints() -> Iterator[Component]:
-    yield Component(
-        "adjoint",
-        "implicit",
-        "jax",
-        "parafix.core.jax:ImplicitAdjoint",
-        summary="implicit function theorem: the gradient, whatever the solver did",
-    )
-    yield Component(
-        "adjoint",
-        "one-step",
-        "jax",
-        "parafix.core.jax:OneStepAdjoint",
-        summary="differentiates one application of the function: no linear solve",
-        cite=(_FUNG,),
-    )
-    yield Component(
-        "adjoint",
-        "phantom",
-        "jax",
-        "parafix.core.jax:PhantomAdjoint",
-        summary="differentiates some damped steps from the solution",
-        cite=(_GENG,),
-    )
-    yield Component(
-        "adjoint",
-        "unrolled",
-        "jax",
-        "parafix.core.jax:UnrolledAdjoint",
-        summary="differentiates the solver's own steps, checkpointed",
-    )
+    yield from _in_both_backends("adjoint", _ADJOINTS)
+
+
+def _in_both_backends(
+    kind: Kind, described: Iterable[tuple[str, str, str, tuple[str, ...]]]
+) -> Iterator[Component]:
+    for name, target, summary, cite in described:
+        for backend in BACKENDS:
+            path = f"parafix.core.{backend}:{target}"
+            yield Component(kind, name, backend, path, summary=summary, cite=cite)
