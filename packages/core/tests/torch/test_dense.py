@@ -582,6 +582,8 @@ class TestCapturedTensors:
             assert_close(found, torch.ones_like(b))
 
 
+# Dynamo itself looks at gradients of tensors that have none.
+@pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning")
 @pytest.mark.slow
 def test_what_is_compiled():
     # The solve itself runs eagerly; what `fn` was compiled to is used in its steps.
