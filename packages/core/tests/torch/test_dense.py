@@ -12,23 +12,24 @@ from torch.autograd import forward_ad
 from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, vjp, vmap
 
 from parafix.core.testing.torch import assert_close, assert_identical, CallCounter
-from parafix.core.torch import RESULTS
-from parafix.core.torch._adjoint import (
+from parafix.core.torch import (
     AbstractDenseTangent,
-    ImplicitAdjoint,
-    OneStepAdjoint,
-    PhantomAdjoint,
-    UnrolledAdjoint,
-)
-from parafix.core.torch._dense import fixed_point, root_find
-from parafix.core.torch._linear import GMRES, gmres, LU
-from parafix.core.torch._rootfinders import (
     Anderson,
     Broyden,
+    fixed_point,
     FixedPoint,
+    GMRES,
+    ImplicitAdjoint,
+    LU,
     Newton,
     NewtonKrylov,
+    OneStepAdjoint,
+    PhantomAdjoint,
+    RESULTS,
+    root_find,
+    UnrolledAdjoint,
 )
+from parafix.core.torch._linear import gmres
 
 
 SIZE = 6
