@@ -146,7 +146,7 @@ _ADJOINTS: Final = (
     (
         "unrolled",
         "UnrolledAdjoint",
-        "differentiates the solver's own steps, checkpointed",
+        "differentiates the solver's own steps",
         (),
     ),
 )
