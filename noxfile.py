@@ -26,10 +26,10 @@ nox.options.sessions = ["tests", "lint", "typecheck", "build", "third_party", "d
 # without a framework. A package without a session for it has its light tests run in
 # the first session it has.
 PACKAGES = {
-    "core": ("light", "jax"),
+    "core": ("light", "jax", "torch"),
     "deer": ("jax",),
 }
-BACKENDS = ("jax",)
+BACKENDS = ("jax", "torch")
 
 # Tests that belong to no package, and the session whose environment suits them.
 FURTHER_TESTS = {"deer-jax": "benchmarks/tests"}
@@ -41,6 +41,15 @@ SMOKE = {
         from parafix.core.jax import affine_scan
         x = affine_scan(jnp.full((3, 1), 0.5), jnp.ones((3, 1)), jnp.zeros(1))
         assert jnp.allclose(x[:, 0], jnp.array([1.0, 1.5, 1.75])), x
+    """,
+    "core-torch": """
+        import torch
+        from parafix.core.torch import affine_scan
+        a = torch.full((3, 1), 0.5, requires_grad=True)
+        x = affine_scan(a, torch.ones(3, 1), torch.zeros(1))
+        assert torch.allclose(x[:, 0], torch.tensor([1.0, 1.5, 1.75])), x
+        x.sum().backward()
+        assert torch.allclose(a.grad[:, 0], torch.tensor([0.0, 1.5, 1.5])), a.grad
     """,
     "deer-jax": """
         import jax.numpy as jnp
@@ -103,10 +112,13 @@ def editable(packages, *extras):
 
     In place means that tracebacks lead to the files one edits. What the wheels contain
     is the business of the session `build`.
+
+    Of the backends among the extras, a package is asked for those that it has.
     """
-    suffix = f"[{','.join(extras)}]" if extras else ""
     for package in packages:
-        yield from ("-e", f"./packages/{package}{suffix}")
+        missing = {*BACKENDS} - {*PACKAGES[package]}
+        suffix = ",".join(extra for extra in extras if extra not in missing)
+        yield from ("-e", f"./packages/{package}" + (f"[{suffix}]" if suffix else ""))
 
 
 def scratch(session):
@@ -138,7 +150,7 @@ def test_paths(package, backend):
     tests = ROOT / "packages" / package / "tests"
     paths = [str(tests / backend)]
     if backend == PACKAGES[package][0]:
-        others = sorted({*BACKENDS, "torch"} - {backend})
+        others = sorted({*BACKENDS} - {backend})
         paths = [str(tests), *(f"--ignore={tests / other}" for other in others)]
     return paths
 
@@ -153,9 +165,10 @@ def pytest_arguments(session, backend, paths):
     if any(map(is_path, session.posargs)):
         paths = []
     checks = []
-    if backend == "jax":
+    if backend != "light":
         # Annotated shapes and dtypes are checked while the tests run.
-        checked = ",".join(f"parafix.{package}.jax" for package in PACKAGES)
+        having = (name for name, halves in PACKAGES.items() if backend in halves)
+        checked = ",".join(f"parafix.{package}.{backend}" for package in having)
         checks = [f"--jaxtyping-packages={checked},beartype.beartype"]
     return [*checks, *paths, *session.posargs]
 
@@ -215,7 +228,8 @@ def gpu(session, backend):
         for name in packages
         if (folder := ROOT / "packages" / name / "tests" / backend).is_dir()
     ]
-    accelerated = {"jax": "jax[cuda13]"}
+    # What pip finds for PyTorch is built for CUDA already.
+    accelerated = {"jax": "jax[cuda13]", "torch": "torch"}
     install(session, *editable(packages, backend, "testing"), accelerated[backend])
     env = {}
     if isinstance(session.virtualenv, nox.virtualenv.PassthroughEnv):
@@ -265,7 +279,7 @@ def demo(session):
 @nox.session
 def bench(session):
     """Side-by-side timings; arguments after `--` go to `python -m benchmarks`."""
-    install(session, *editable(PACKAGES, *BACKENDS, "demo"), "jaxopt")
+    install(session, *editable(PACKAGES, "jax", "demo"), "jaxopt")
     session.run("python", "-m", "benchmarks", *session.posargs)
 
 
@@ -376,9 +390,9 @@ class Fresh:
 
 
 def check_alone(session, package, wheels):
-    """Install one wheel, with the core that it needs, and use it."""
-    fresh = Fresh(session, package)
+    """Install one wheel, with the core that it needs, and use it; then each half."""
     needed = list(dict.fromkeys(["core", package]))
+    fresh = Fresh(session, package)
     fresh.pip(*(wheels[name] for name in needed))
     fresh.check(f"""
         import importlib.metadata, sys
@@ -394,10 +408,13 @@ def check_alone(session, package, wheels):
         import parafix
         assert parafix.__spec__.origin is None, "parafix has an __init__.py"
     """)
+    shutil.rmtree(fresh.folder)
     for backend in PACKAGES[package]:
         if backend == "light":
             continue
-        fresh.pip(f"{wheels[package]}[{backend}]")
+        # An environment each: one half must not live on what the other has brought.
+        fresh = Fresh(session, name_of(package, backend))
+        fresh.pip(*(f"{wheels[name]}[{backend}]" for name in needed))
         fresh.check(SMOKE[name_of(package, backend)])
         others = {*FRAMEWORKS, *BACKENDS} - {backend, "numpy"}
         fresh.check(f"""
@@ -408,8 +425,8 @@ def check_alone(session, package, wheels):
             loaded = set({FRAMEWORKS}) & set(sys.modules)
             assert not loaded, f"importing parafix.{package} loads {{loaded}}"
         """)
+        shutil.rmtree(fresh.folder)
     session.log(f"{wheels[package].name} works alone")
-    shutil.rmtree(fresh.folder)
 
 
 @nox.session

@@ -2,8 +2,8 @@
 
 A plugin yields [`parafix.core.Component`][]s from functions marked with
 [`parafix.core.hookimpl`][]; [`parafix.core.get`][] finds one by name, and imports it
-then. Importing this package loads neither JAX nor PyTorch nor NumPy; the numerical half
-is `parafix.core.jax`.
+then. Importing this package loads neither JAX nor PyTorch nor NumPy; the numerical
+halves are `parafix.core.jax` and `parafix.core.torch`.
 """
 
 from ._component import Component as Component, Demo as Demo

@@ -1,9 +1,9 @@
 """What parafix-core itself registers."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Final
 
-from ._component import Component
+from ._component import BACKENDS, Component, Kind
 from ._hooks import hookimpl
 
 
@@ -96,7 +96,7 @@ _OPTIMISTIX: Final = """\
   year = {2024}
 }"""
 
-# name, target, summary, what to cite
+# In both backends: name, target, summary, what to cite.
 _DENSE: Final = (
     ("fixed-point", "FixedPoint", "plain iteration, damped if asked for", ()),
     ("anderson", "Anderson", "iteration accelerated by the last steps", (_WALKER,)),
@@ -107,6 +107,47 @@ _DENSE: Final = (
         "NewtonKrylov",
         "Newton's method by GMRES, without a matrix",
         (_EISENSTAT,),
+    ),
+)
+_SCANS: Final = (
+    (
+        "associative",
+        "AssociativeScan",
+        "linear recurrence by a parallel prefix sum, logarithmic depth",
+        (_BLELLOCH,),
+    ),
+    (
+        "blocked",
+        "BlockedScan",
+        "linear recurrence in blocks: a loop within each, all blocks at once",
+        (),
+    ),
+    ("sequential", "SequentialScan", "linear recurrence step by step", ()),
+)
+_ADJOINTS: Final = (
+    (
+        "implicit",
+        "ImplicitAdjoint",
+        "implicit function theorem: the gradient, whatever the solver did",
+        (),
+    ),
+    (
+        "one-step",
+        "OneStepAdjoint",
+        "differentiates one application of the function: no linear solve",
+        (_FUNG,),
+    ),
+    (
+        "phantom",
+        "PhantomAdjoint",
+        "differentiates some damped steps from the solution",
+        (_GENG,),
+    ),
+    (
+        "unrolled",
+        "UnrolledAdjoint",
+        "differentiates the solver's own steps",
+        (),
     ),
 )
 _OF_OPTIMISTIX: Final = (
@@ -120,9 +161,7 @@ _OF_OPTIMISTIX: Final = (
 
 @hookimpl
 def parafix_rootfinders() -> Iterator[Component]:
-    for name, target, summary, cite in _DENSE:
-        path = f"parafix.core.jax:{target}"
-        yield Component("rootfinder", name, "jax", path, summary=summary, cite=cite)
+    yield from _in_both_backends("rootfinder", _DENSE)
     for name, target, summary in _OF_OPTIMISTIX:
         yield Component(
             "rootfinder",
@@ -151,59 +190,18 @@ def parafix_rootfinders() -> Iterator[Component]:
 
 @hookimpl
 def parafix_scans() -> Iterator[Component]:
-    yield Component(
-        "scan",
-        "associative",
-        "jax",
-        "parafix.core.jax:AssociativeScan",
-        summary="linear recurrence by a parallel prefix sum, logarithmic depth",
-        cite=(_BLELLOCH,),
-    )
-    yield Component(
-        "scan",
-        "blocked",
-        "jax",
-        "parafix.core.jax:BlockedScan",
-        summary="linear recurrence in blocks: a loop within each, all blocks at once",
-    )
-    yield Component(
-        "scan",
-        "sequential",
-        "jax",
-        "parafix.core.jax:SequentialScan",
-        summary="linear recurrence step by step",
-    )
+    yield from _in_both_backends("scan", _SCANS)
 
 
 @hookimpl
 def parafix_adjoints() -> Iterator[Component]:
-    yield Component(
-        "adjoint",
-        "implicit",
-        "jax",
-        "parafix.core.jax:ImplicitAdjoint",
-        summary="implicit function theorem: the gradient, whatever the solver did",
-    )
-    yield Component(
-        "adjoint",
-        "one-step",
-        "jax",
-        "parafix.core.jax:OneStepAdjoint",
-        summary="differentiates one application of the function: no linear solve",
-        cite=(_FUNG,),
-    )
-    yield Component(
-        "adjoint",
-        "phantom",
-        "jax",
-        "parafix.core.jax:PhantomAdjoint",
-        summary="differentiates some damped steps from the solution",
-        cite=(_GENG,),
-    )
-    yield Component(
-        "adjoint",
-        "unrolled",
-        "jax",
-        "parafix.core.jax:UnrolledAdjoint",
-        summary="differentiates the solver's own steps, checkpointed",
-    )
+    yield from _in_both_backends("adjoint", _ADJOINTS)
+
+
+def _in_both_backends(
+    kind: Kind, described: Iterable[tuple[str, str, str, tuple[str, ...]]]
+) -> Iterator[Component]:
+    for name, target, summary, cite in described:
+        for backend in BACKENDS:
+            path = f"parafix.core.{backend}:{target}"
+            yield Component(kind, name, backend, path, summary=summary, cite=cite)

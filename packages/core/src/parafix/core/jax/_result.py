@@ -7,6 +7,7 @@ from typing import Any, TYPE_CHECKING, TypeVar
 import equinox as eqx
 import jax.numpy as jnp
 
+from .._sentences import sentence, SENTENCES
 from ._custom_types import IntScalar
 
 
@@ -23,43 +24,14 @@ class RESULTS(eqx.Enumeration):
     with `==`, traced or not; `RESULTS[item]` is the sentence.
     """
 
-    successful = "Every entry is finite and within tolerance."
-    max_steps_reached = (
-        "The solver used up `max_steps` before every entry was within tolerance. "
-        "Raise `max_steps` or the tolerances, start closer to the solution, or take "
-        'another solver (`solver="sequential"` always ends, where there is a sequence).'
-    )
-    nonfinite = (
-        "The function returned NaN or infinity; in a sequence, at a point that is "
-        "itself right, so that the sequential program returns it too. Look at the "
-        "function and at its inputs there."
-    )
-    diverged = (
-        "The iterates grew without bound. Start closer to the solution, use damping, "
-        'or take another solver (`solver="newton"`, or one with a trust region).'
-    )
-    stalled = (
-        "The iterates stopped moving before the solution was within tolerance. Use a "
-        'solver with derivatives (`solver="deer"` for a sequence, `solver="newton"` '
-        "for a dense problem); if the tolerances are below what this dtype can reach, "
-        "raise them or use a wider dtype."
-    )
-    ill_conditioned = (
-        "The equations hold to within tolerance, but the recurrence is unstable: it "
-        "amplifies rounding until the digits that were asked for are lost, so another "
-        "order of the same operations gives another answer. Shorten the sequence, use "
-        "a wider dtype, make the recurrence contractive, or solve sequentially "
-        '(`solver="sequential"`).'
-    )
-    not_causal = (
-        "Entries depend on themselves or on later ones (or the function is not "
-        "deterministic), so there is no sequential program to reproduce. Check masks "
-        "and dropout, or solve the problem as a dense one."
-    )
-    linear_solve_failed = (
-        "The linear solve inside a step or inside the gradient did not reach its "
-        "tolerance. Use another linear solver, or loosen its tolerance."
-    )
+    successful = SENTENCES["successful"]
+    max_steps_reached = SENTENCES["max_steps_reached"]
+    nonfinite = SENTENCES["nonfinite"]
+    diverged = SENTENCES["diverged"]
+    stalled = SENTENCES["stalled"]
+    ill_conditioned = SENTENCES["ill_conditioned"]
+    not_causal = SENTENCES["not_causal"]
+    linear_solve_failed = SENTENCES["linear_solve_failed"]
 
 
 # In the order of their codes.
@@ -73,15 +45,6 @@ _MEMBERS = (
     RESULTS.not_causal,
     RESULTS.linear_solve_failed,
 )
-
-
-def sentence(code: int, position: int | None, leaf: str) -> str:
-    """The sentence of a failure, with its place if there is one."""
-    if position is None:
-        return RESULTS[_MEMBERS[code]]
-    where = f" First bad position: {position}"
-    where += f", leaf {leaf}." if leaf else "."
-    return RESULTS[_MEMBERS[code]] + where
 
 
 @dataclasses.dataclass(frozen=True)

@@ -3,7 +3,8 @@ from typing import Any, Generic, TypeVar
 import equinox as eqx
 from jaxtyping import Array, PyTree, Shaped
 
-from ._result import RESULTS, sentence
+from .._sentences import sentence
+from ._result import RESULTS
 
 
 _Value = TypeVar("_Value")

@@ -1,6 +1,7 @@
 """What the tests of every package share, and what a plugin's own tests may use.
 
-This module needs no framework; `parafix.core.testing.jax` is about the JAX backend.
+This module needs no framework; `parafix.core.testing.jax` and `.torch` are about one
+backend each.
 """
 
 import importlib

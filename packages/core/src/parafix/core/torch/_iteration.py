@@ -1,0 +1,239 @@
+import abc
+import dataclasses
+from collections.abc import Callable
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch._C._functorch import get_unwrapped, is_functorch_wrapped_tensor
+from torch.autograd import forward_ad
+
+from ._calculus import AbstractOperator, under_transforms
+from ._check import checked_tolerance
+from ._linear import looks
+from ._result import RESULTS
+
+
+State = Float[Tensor, "B n"]
+
+
+@dataclasses.dataclass(frozen=True)
+class AbstractIteration(abc.ABC):
+    """Solves dense problems `z = f(z)` by one evaluation of `f` for every iterate.
+
+    Subclasses are frozen dataclasses. They say how to move, and nothing else:
+    evaluating, measuring, keeping the iterate of lowest residual and deciding is done
+    for them. The state is flat, `(B, n)`, whatever the tensors that the user sees, of
+    single or double precision.
+
+    Samples must not mix, and the bits of one should not depend on the others: what is
+    remembered has the samples on axis 0, and products are sums of products of entries,
+    not those of matrices, which round by the size of the batch.
+
+    A subclass that sets `linearises: ClassVar[bool] = True` gets the product with the
+    Jacobian of `f`, at no further evaluation. One that learns the inverse Jacobian may
+    have a method `inverse_jacobian(memory, transposed)`, which returns `v -> H v`, or
+    with `H^T`, with `H` near the inverse of `d(f - z)/dz`; adjoints may ask for it.
+
+    **Arguments:**
+
+    - `rtol`, `atol`: an iterate has converged when `max |f(z) - z| / (atol + rtol |z|)`
+        is at most one. One number each, or one for each entry of a state.
+    """
+
+    rtol: float | Tensor
+    atol: float | Tensor
+    # Whether `advance` wants the product with the Jacobian of `f`.
+    linearises: ClassVar[bool] = False
+    # Whether an iterate that stays where it is means that no other will come.
+    rests: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        checked_tolerance("rtol", self.rtol, None)
+        checked_tolerance("atol", self.atol, None)
+
+    @abc.abstractmethod
+    def init_memory(self, z: State) -> Any:
+        """What is remembered from step to step: a tree of tensors, or `None`.
+
+        **Arguments:**
+
+        - `z`: shape `(B, n)`, the guess.
+        """
+
+    @abc.abstractmethod
+    def advance(
+        self, z: State, g: State, jvp: AbstractOperator | None, memory: Any
+    ) -> tuple[State, Any, Tensor | int]:
+        """The next iterate. Memory may be overwritten where `may_overwrite(...)`.
+
+        **Arguments:**
+
+        - `z`: shape `(B, n)`, the iterate.
+        - `g`: shape `(B, n)`, the residual `f(z) - z`; zero for samples that have
+            ended, whose next iterate nobody looks at.
+        - `jvp`: `v -> J v` with the Jacobian of `f` at `z`, if `linearises`.
+        - `memory`: as left by the step before.
+
+        **Returns:**
+
+        The next iterate `(B, n)`, the memory, and the number of Jacobian-vector
+        products that this step took, one number or `(B,)`.
+        """
+
+
+def may_overwrite() -> bool:
+    """Whether a solver may write into its memory: not while its steps are recorded."""
+    recorded = torch.is_grad_enabled() or forward_ad._current_level >= 0
+    return not (recorded or under_transforms())
+
+
+class Outcome(NamedTuple):
+    """Where an iteration has led; all but `z` and `memory` are of shape `(B,)`."""
+
+    z: Tensor
+    result: Tensor
+    num_steps: Tensor
+    num_evals: Tensor
+    num_linear: Tensor
+    residual: Tensor
+    memory: Any
+
+
+def iterate(
+    solver: AbstractIteration,
+    fn: Callable[[Tensor], Tensor],
+    linearise: Callable[[Tensor], tuple[Tensor, AbstractOperator]],
+    z: Tensor,
+    *,
+    rounded: Callable[[Tensor], Tensor],
+    max_steps: int,
+    start: tuple[Tensor, AbstractOperator | None] | None = None,
+    spent: int = 0,
+) -> Outcome:
+    """Runs `solver` from `z`, measures its iterates, and decides.
+
+    Every sample stops by itself, and is the same bit for bit whatever the others do:
+
+    - An iterate has converged when `max |f(z) - z| / (atol + rtol |z|)` is at most one.
+    - `nonfinite`: `f` returned NaN or infinity. `diverged`: residuals grew by
+      `eps^(-3/4)`. `stalled`: an iterate equals the one before it, to rounding.
+      `linear_solve_failed`: a step was not finite where `f` was.
+    - Whatever happens, the iterate of lowest residual comes back.
+
+    **Arguments:**
+
+    - `fn`, `linearise`: `(B, n)` to `(B, n)`; and to the same with the Jacobian.
+    - `rounded`: a state as its leaves can hold it.
+    - `max_steps`: at most this many steps.
+    - `start`: `fn(z)` and its Jacobian, if they have been computed.
+    - `spent`: evaluations that were made before, and are not in `start`.
+    """
+    samples = z.shape[:1]
+    eps = torch.finfo(z.dtype).eps
+    # On a CPU the host sees for nothing whether a sample has ended, and most steps end
+    # none. An accelerator would have to be waited for, so there everything is computed.
+    watched = z.device.type == "cpu"
+    fixed = _constant if not may_overwrite() else _itself
+    # A guess that is not finite stops the loop before anything is evaluated.
+    active = torch.isfinite(fixed(z)).all(1)
+    everyone = watched and not anywhere(~active)
+    residual = torch.full(samples, torch.inf, dtype=z.dtype, device=z.device)
+    limit = residual
+    result = torch.where(active, RESULTS.max_steps_reached, RESULTS.nonfinite)
+    num_steps = torch.zeros(samples, dtype=torch.int64, device=z.device)
+    num_linear = num_steps
+    best = z
+    memory = solver.init_memory(z)
+    for step in range(max_steps):
+        if start is not None:
+            (value, jvp), start = start, None
+        else:
+            value, jvp = linearise(z) if solver.linearises else (fn(z), None)
+        g = value - z
+        with torch.no_grad():
+            size, length, measured = _measure(solver, fixed(z), fixed(g))
+            if step == 0:
+                limit = length * eps**-0.75
+            # Comparisons with NaN are false.
+            better = measured < residual
+            going = (measured > 1) & (length <= limit)
+            if not everyone:
+                better, going = active & better, active & going
+            residual = torch.where(better, measured, residual)
+            ended = active & ~going
+            if not watched or anywhere(ended):
+                everyone = False
+                nonfinite = ended & ~torch.isfinite(fixed(value)).all(1)
+                for flag, code in (
+                    (ended, RESULTS.diverged),
+                    (nonfinite, RESULTS.nonfinite),
+                    (ended & (measured <= 1), RESULTS.successful),
+                ):
+                    result = torch.where(flag, code, result)
+                num_steps = torch.where(ended, step + 1, num_steps)
+                active = going
+        best = torch.where(better[:, None], z, best)
+        if not everyone:
+            if looks(step, z.device) and not anywhere(active):
+                break
+            g = torch.where(active[:, None], g, 0)
+        new, memory, linear = solver.advance(z, g, jvp, memory)
+        new = rounded(new)
+        with torch.no_grad():
+            if solver.linearises:
+                num_linear = num_linear + torch.where(active, linear, 0)
+            change = (fixed(new) - fixed(z)).abs()
+            good = change.amax(1) < torch.inf
+            if solver.rests:
+                good = good & (change > eps * size).any(1)
+            ended = active & ~good
+            if not watched or anywhere(ended):
+                everyone = False
+                finite = torch.isfinite(fixed(new)).all(1)
+                failed = ended & ~finite
+                still = (change <= eps * size).all(1)
+                stalled = ended & still if solver.rests else torch.zeros_like(still)
+                result = torch.where(failed, RESULTS.linear_solve_failed, result)
+                result = torch.where(stalled, RESULTS.stalled, result)
+                num_steps = torch.where(failed | stalled, step + 1, num_steps)
+                active = active & ~(failed | stalled)
+        if not everyone:
+            new = torch.where(active[:, None], new, z)
+            if looks(step, z.device) and not anywhere(active):
+                break
+        z = new
+    num_steps = torch.where(active, max_steps, num_steps)
+    num_evals = num_steps + spent
+    return Outcome(best, result, num_steps, num_evals, num_linear, residual, memory)
+
+
+def _constant(x):
+    return x.detach()
+
+
+def _itself(x):
+    return x
+
+
+def _measure(solver, z, g):
+    """`|z|`, and of each sample `max |g|` and `max |g| / (atol + rtol |z|)`."""
+    size, length = z.abs(), g.abs()
+    measured = length / (size * solver.rtol + solver.atol)
+    if not (isinstance(solver.atol, float) and solver.atol > 0):
+        # 0 / 0 is an entry that is met exactly at zero tolerance.
+        measured = torch.where(length == 0, 0, measured)
+    return size, length.amax(1), measured.amax(1)
+
+
+def anywhere(flags: Tensor) -> bool:
+    """Whether a flag is set for any sample, and in any member of a `vmap`."""
+    return bool(bare(flags).any())
+
+
+def bare(x: Tensor) -> Tensor:
+    """`x` without the transforms of `torch.func` that it is under."""
+    while is_functorch_wrapped_tensor(x):
+        x = get_unwrapped(x)
+    return x

@@ -1,0 +1,55 @@
+import enum
+from typing import Any
+
+import torch
+
+from .._sentences import sentence, SENTENCES
+from ._custom_types import Codes
+
+
+class _Sentenced(enum.EnumMeta):
+    """Lets an enumeration be asked for the sentence of one of its members."""
+
+    def __getitem__(cls, name: Any) -> Any:
+        # A name finds the member, as in every enumeration.
+        return super().__getitem__(name) if isinstance(name, str) else sentence(name)
+
+
+class RESULTS(enum.IntEnum, metaclass=_Sentenced):
+    """How a solve ended. Each member stands for a sentence with cause and remedy.
+
+    The JAX backend has the same members with the same codes. A member is its code, so
+    members are compared with `==` to each other and to tensors of codes, one for each
+    sample: `solution.result == RESULTS.successful` is a tensor of truth values.
+    `RESULTS[member]` is the sentence, `RESULTS(code)` the member.
+    """
+
+    successful = 0
+    max_steps_reached = 1
+    nonfinite = 2
+    diverged = 3
+    stalled = 4
+    ill_conditioned = 5
+    not_causal = 6
+    linear_solve_failed = 7
+
+
+# The sentences have no codes of their own: theirs is the order.
+assert list(RESULTS.__members__) == list(SENTENCES)
+
+
+def raise_if(result: Codes) -> None:
+    """Raises `RuntimeError` with the sentence of the first sample that failed.
+
+    Looks at values: on a GPU, the host waits for them.
+    """
+    failed = result != RESULTS.successful
+    if not bool(failed.any()):
+        return
+    codes = result.reshape(-1)
+    sample = int(torch.nonzero(failed.reshape(-1))[0])
+    text = sentence(int(codes[sample]))
+    if result.ndim:
+        number = int(failed.sum())
+        text = f"{number} of {codes.numel()} samples failed; sample {sample}: {text}"
+    raise RuntimeError(text)

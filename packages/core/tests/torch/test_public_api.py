@@ -1,0 +1,62 @@
+import ast
+import importlib.resources
+
+import parafix.core.torch
+
+
+def test_names():
+    assert parafix.core.torch.__all__ == [
+        "GMRES",
+        "LU",
+        "RESULTS",
+        "AbstractAdjoint",
+        "AbstractDenseTangent",
+        "AbstractIteration",
+        "AbstractScan",
+        "Anderson",
+        "AssociativeScan",
+        "BlockedScan",
+        "Broyden",
+        "FixedPoint",
+        "ImplicitAdjoint",
+        "Newton",
+        "NewtonKrylov",
+        "OneStepAdjoint",
+        "PhantomAdjoint",
+        "SequentialScan",
+        "Solution",
+        "UnrolledAdjoint",
+        "affine_scan",
+        "checked_count",
+        "checked_tolerance",
+        "default_tolerance",
+        "fixed_point",
+        "root_find",
+    ]
+
+
+def test_names_are_those_of_the_other_half():
+    # Read, not imported: JAX is not installed where this runs.
+    source = importlib.resources.files("parafix.core") / "jax" / "__init__.py"
+    (names,) = (
+        ast.literal_eval(node.value)
+        for node in ast.parse(source.read_text("utf-8")).body
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__"
+    )
+    # Which JAX users take from Optimistix and from Lineax.
+    of_others = {"AbstractAdjoint", "LU"}
+    assert set(parafix.core.torch.__all__) - set(names) == of_others
+
+
+def test_names_exist_and_are_documented():
+    for name in parafix.core.torch.__all__:
+        value = getattr(parafix.core.torch, name)
+        assert value.__doc__, name
+        assert value.__module__.startswith("parafix.core.torch."), name
+
+
+def test_registered_components_are_there():
+    for component in parafix.core.components(backend="torch"):
+        if component.distribution == "parafix-core":
+            kind, name = component.kind, component.name
+            assert parafix.core.get(kind, name, backend="torch")
