@@ -31,8 +31,9 @@ PACKAGES = {
 }
 BACKENDS = ("jax", "torch")
 
-# Tests that belong to no package, and the session whose environment suits them.
-FURTHER_TESTS = {"deer-jax": "benchmarks/tests"}
+# Tests that belong to no package, by the session whose environment suits them, and what
+# else they need.
+FURTHER_TESTS = {"deer-jax": ("benchmarks/tests", ["jaxopt"])}
 
 # One call per package and backend that shows a wheel to work on its own.
 SMOKE = {
@@ -204,8 +205,10 @@ def tests(session, package, backend):
     run_tests(session, backend, test_paths(package, backend))
     further = FURTHER_TESTS.get(name_of(package, backend))
     if further and not session.posargs:
+        path, peers = further
+        install(session, *peers)
         # On their own: what the conftest of a package sets holds for a whole process.
-        session.run("pytest", further, env=ON_CPU)
+        session.run("pytest", path, env=ON_CPU)
 
 
 @nox.session

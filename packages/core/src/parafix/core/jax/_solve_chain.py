@@ -8,19 +8,15 @@ from jax import lax
 from jaxtyping import ArrayLike
 
 from ._adjoint import as_adjoint, ChainAdjoint, ImplicitAdjoint, Loop
+from ._certificate import certify, ErrorEstimate, worst_entry
 from ._chain import Chain, chunk_size, scan_chunks
 from ._check import checked_count, checked_tolerance
 from ._custom_types import FloatScalar, IntScalar, States
+from ._measure import max_residual
 from ._result import leaf_of, RESULTS
 from ._solution import Solution
 from ._solver import as_sweep, Sequential
-from ._sweep import (
-    AbstractSweep,
-    certify,
-    ErrorEstimate,
-    max_residual,
-    worst_entry,
-)
+from ._sweep import AbstractSweep
 
 
 @eqx.filter_jit

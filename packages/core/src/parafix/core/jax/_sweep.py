@@ -11,78 +11,21 @@ from equinox import AbstractVar
 from jax import lax
 from jaxtyping import Array, ArrayLike, Float
 
-from ._affine_scan import affine_scan
-from ._chain import Chain, chunk_size, jacobian, scan_chunks
-from ._check import checked_count, checked_tolerance
-from ._custom_types import (
-    BoolScalar,
-    FloatScalar,
-    IntScalar,
-    State,
-    States,
+from ._certificate import (
+    Certificate,
+    certify,
+    Part,
+    propagate,
+    vouch,
+    where,
+    worst_entry,
 )
-from ._measure import max_abs, ratio, tolerance
+from ._chain import Chain, chunk_size, scan_chunks
+from ._check import checked_count, checked_tolerance
+from ._custom_types import BoolScalar, IntScalar, State
+from ._measure import first, max_residual, tolerance
 from ._result import fail_if, leaf_of, RESULTS
 from ._scan import AbstractScan
-
-
-# How many times a reduction takes together, and for how long nothing may be rounded.
-_STRETCH = 32
-
-
-class ErrorEstimate(eqx.Module):
-    """How far rounding may have carried the solution, carried along a chain.
-
-    Rounding perturbs every step by about `eps |z_t|`, and the chain propagates it:
-    `e_t = A_t e_{t-1} + eps |z_t| s_t` with signs `s_t`. The estimate is
-    `max_t |e_t| / max_t |z_t|`.
-
-    The last update of Newton's method is the same recurrence, with the residuals on
-    the right. Where these hold rounding of their own all along, it is the estimate
-    already; where they are exactly zero (what was fed back is exact, or a number is
-    only passed on), nothing can be seen in it.
-    """
-
-    last: State
-    error: FloatScalar
-    scale: FloatScalar
-    # The Newton step of the last state: how far it is from its true value.
-    step: State
-    # Whether so far the updates have been the estimate.
-    measured: BoolScalar
-
-    @classmethod
-    def zero(cls, init: State) -> "ErrorEstimate":
-        zero, none = jnp.zeros((), init.dtype), jnp.zeros_like(init)
-        return cls(none, zero, zero, none, jnp.array(True))
-
-    @property
-    def value(self) -> FloatScalar:
-        relative = self.error / self.scale
-        return jnp.where(self.error == 0, 0, relative)
-
-
-class Certificate(eqx.Module):
-    """What can be said of an iterate; `residual` is in units of the tolerance.
-
-    `newton` is the largest Newton step, in units of the tolerance and of what rounding
-    alone may cause; `near` the first time at which it is above one. `prefix` is the
-    first time at which rounding may have carried `z` beyond tolerance, and `entry` the
-    entry of the state for which it is worst there.
-    """
-
-    residual: FloatScalar
-    newton: FloatScalar
-    near: IntScalar
-    error: ErrorEstimate
-    prefix: IntScalar
-    entry: IntScalar
-
-    @classmethod
-    def start(cls, problem: Chain, error: ErrorEstimate) -> "Certificate":
-        """Before anything was looked at; `error` is that of what precedes the chain."""
-        zero, end = jnp.zeros((), problem.init.dtype), jnp.array(problem.length)
-        return cls(zero, zero, end, error, end, jnp.array(0))
 
 
 class _SweepState(eqx.Module):
@@ -277,7 +220,7 @@ def _certified(solver, problem, z, state, options):
     certificate = lax.cond(
         eqxi.unvmap_all(sure), lambda _: state.certificate, certified, z
     )
-    certificate = _where(sure, state.certificate, certificate)
+    certificate = where(sure, state.certificate, certificate)
     # Nothing depends on it but what is reported, so it costs those who ask.
     residual = max_residual(problem(z), z, solver.rtol, solver.atol)
     certificate = eqx.tree_at(lambda c: c.residual, certificate, residual)
@@ -330,15 +273,16 @@ def _sweep(solver, problem, z, error):
     """One sweep: the next iterate, and what is known of the entering one."""
     length = problem.length
     index = jnp.arange(length)
+    transitions = jax.vmap(lambda z, x: solver.transition(problem.step, z, x))
 
     def body(carry, elements):
         last, broken, prefix, bad, certificate = carry
         lag, z, xs, index = elements
-        f, a = jax.vmap(lambda z, x: solver.transition(problem.step, z, x))(lag, xs)
+        f, a = transitions(lag, xs)
         # A product that ends `f` may be fused with the subtraction and not be rounded:
         # then `f - z` is not zero where `z` is what `f` was before.
         r = jnp.where(f == z, 0, f - z)
-        d = r if a is None else _propagate(solver.scan, a, r, last, index)
+        d = r if a is None else propagate(solver.scan, a, r, last, index)
         new = f + (d - r)
 
         broken = jnp.minimum(broken, _first_broken(new, d, a, index, length))
@@ -348,22 +292,18 @@ def _sweep(solver, problem, z, error):
         d = jnp.where(quarantine, new - z, d)
         tol = tolerance(solver.rtol, solver.atol, z)
         within = (jnp.abs(r) <= tol) & (jnp.abs(d) <= tol)
-        first = _first(~within, index, length)
-        there = f[jnp.minimum(first - index[0], f.shape[0] - 1)]
-        bad = jnp.where(first < prefix, ~jnp.isfinite(there).all(), bad)
-        prefix = jnp.minimum(prefix, first)
+        end = first(~within, index, length)
+        there = f[jnp.minimum(end - index[0], f.shape[0] - 1)]
+        bad = jnp.where(end < prefix, ~jnp.isfinite(there).all(), bad)
+        prefix = jnp.minimum(prefix, end)
         if solver.newton:
-            certificate = _vouch(
-                solver,
+            certificate = vouch(
                 problem,
+                solver.scan,
                 certificate,
-                lag,
-                xs,
-                z,
-                r,
+                Part(z, r, tol, index),
                 d,
-                tol,
-                index,
+                lambda: transitions(lag, xs)[1],
                 prefix == length,
             )
         return (d[-1], broken, prefix, bad, certificate), new
@@ -383,188 +323,10 @@ def _sweep(solver, problem, z, error):
 def _first_broken(new, d, a, index, length):
     """The first of the times `index` at which `new` is not finite."""
     if a is None:
-        return _first(~jnp.isfinite(new), index, length)
+        return first(~jnp.isfinite(new), index, length)
     # What is not finite stays so until the end of a scan, and shows there.
     return lax.cond(
         eqxi.unvmap_any(~jnp.isfinite(d[-1]).all()),
-        lambda: _first(~jnp.isfinite(new), index, length),
+        lambda: first(~jnp.isfinite(new), index, length),
         lambda: jnp.array(length),
     )
-
-
-def _vouch(solver, problem, sofar, lag, xs, z, r, d, tol, index, within):
-    """Takes the certificate of an iterate of Newton's method over the next chunk.
-
-    Both conditions are those of all samples of a `vmap`, so that they stay conditions;
-    what a sample gets for which they do not hold is not made use of.
-    """
-    zero = jnp.zeros((), z.dtype)
-    update, scale, rounded = lax.cond(
-        eqxi.unvmap_any(within),
-        lambda: (max_abs(d), max_abs(z), _is_rounded(r)),
-        lambda: (zero, zero, jnp.array(False)),
-    )
-    scale = jnp.maximum(sofar.error.scale, scale)
-    # With loose tolerances, an update says more of them than of rounding.
-    small = update <= float(problem.eps.max()) ** 0.5 * scale
-    measured = sofar.error.measured & rounded & small
-    error = jnp.maximum(sofar.error.error, update)
-    error = ErrorEstimate(d[-1], error, scale, sofar.error.step, measured)
-    seen = eqx.tree_at(lambda c: c.error, sofar, error)
-
-    def propagate():
-        # Forming the Jacobian again costs less than keeping it in every sweep.
-        _, a = jax.vmap(lambda z, x: solver.transition(problem.step, z, x))(lag, xs)
-        return _carry_rounding(problem, solver.scan, sofar, a, z, tol, index)
-
-    certificate = lax.cond(eqxi.unvmap_any(within & ~measured), propagate, lambda: seen)
-    return _where(measured, seen, certificate)
-
-
-def _is_rounded(r):
-    """Whether no entry of `r` is exactly zero for a whole stretch of times."""
-    length, size = r.shape
-    stretch = min(length, _STRETCH)
-    head = length // stretch * stretch
-    blocks = (r[:head] != 0).reshape(-1, stretch, size)
-    return blocks.any(1).all() & (r[length - stretch :] != 0).any(0).all()
-
-
-def _carry_rounding(problem, scan, sofar, a, z, tol, index):
-    """Takes the estimate of the error over the next chunk."""
-    length = problem.length
-    # A derivative that is not finite says nothing about rounding.
-    a = jnp.where(jnp.isfinite(a), a, 0)
-    eps = jnp.asarray(problem.eps, z.dtype)[None]
-    position = problem.offset + problem.stride * index
-    rounding = eps * z * _signs(position, problem.size).astype(z.dtype)
-    e = _propagate(scan, a, rounding, sofar.error.last, _fresh(sofar, index))
-    first = _first(~(jnp.abs(e) <= tol), index, length)
-    new = (first < length) & (sofar.prefix == length)
-    entry = _worst(e[jnp.minimum(first - index[0], e.shape[0] - 1)])
-    return Certificate(
-        sofar.residual,
-        sofar.newton,
-        sofar.near,
-        ErrorEstimate(
-            e[-1],
-            jnp.maximum(sofar.error.error, max_abs(e)),
-            jnp.maximum(sofar.error.scale, max_abs(z)),
-            sofar.error.step,
-            jnp.array(False),
-        ),
-        jnp.where(new, first, sofar.prefix),
-        jnp.where(new, entry, sofar.entry),
-    )
-
-
-def _fresh(sofar, index):
-    # Where a chain starts, both are zero.
-    return jnp.where(sofar.error.last.any() | sofar.error.step.any(), -1, index)
-
-
-def _where(pred, x, y):
-    return jax.tree.map(lambda x, y: jnp.where(pred, x, y), x, y)
-
-
-def max_residual(f: States, z: States, rtol: Any, atol: Any) -> FloatScalar:
-    """`max |f - z|` in units of the tolerance."""
-    return max_abs(ratio(f - z, tolerance(rtol, atol, z)))
-
-
-def _first(where, index, length):
-    """The first of the times `index` at which `where`, `(T, n)`, is true anywhere."""
-    # By stretches: one reduction over everything to a number is slow on a CPU.
-    count, stretch = where.shape[0], min(where.shape[0], _STRETCH)
-    ends = _stretches(where)
-    begin = jnp.where(ends.any(), jnp.argmax(ends), ends.shape[0]) * stretch
-    # Beyond the last whole stretch, if none was hit.
-    begin = jnp.minimum(begin, count - stretch)
-    hit = lax.dynamic_slice_in_dim(where, begin, stretch).any(1)
-    return jnp.where(hit.any(), index[0] + begin + jnp.argmax(hit), length)
-
-
-def _stretches(where):
-    """Whether `where`, `(T, n)`, is true anywhere in each whole stretch of times."""
-    stretch = min(where.shape[0], _STRETCH)
-    head = where.shape[0] // stretch * stretch
-    return where[:head].reshape(-1, stretch, where.shape[1]).any((1, 2))
-
-
-def _propagate(scan, a, b, last, index):
-    """`d_t = a_t d_{t-1} + b_t` from `last`, and from zero where `index` is zero."""
-    start = (index == 0).reshape(-1, *(1,) * (a.ndim - 1))
-    # Nothing precedes the first time; masking keeps a NaN there from `NaN * 0`.
-    return affine_scan(jnp.where(start, 0, a), b, last, scan=scan)
-
-
-def certify(
-    problem: Chain,
-    z: States,
-    error: ErrorEstimate,
-    rtol: Any,
-    atol: Any,
-    scan: str | AbstractScan = "auto",
-    chunk: int | None = None,
-) -> Certificate:
-    """The residual and the Newton step at `z`, and how far rounding is carried.
-
-    One more evaluation, with the whole Jacobian whatever the solver used. `error` is
-    that of what precedes the chain.
-    """
-    length = problem.length
-
-    def body(sofar, elements):
-        lag, z, xs, index = elements
-        f, a = jax.vmap(lambda z, x: jacobian(problem.step, z, x))(lag, xs)
-        r = f - z
-        tol = tolerance(rtol, atol, z)
-        new = _carry_rounding(problem, scan, sofar, a, z, tol, index)
-        a = jnp.where(jnp.isfinite(a), a, 0)
-        d = _propagate(scan, a, r, sofar.error.step, _fresh(sofar, index))
-        distance = ratio(d, tol + 10 * new.error.error)
-        near = _first(~(jnp.abs(distance) <= 1), index, length)
-        return (
-            eqx.tree_at(
-                lambda c: (c.residual, c.newton, c.near, c.error.step),
-                new,
-                (
-                    jnp.maximum(sofar.residual, max_abs(ratio(r, tol))),
-                    jnp.maximum(sofar.newton, max_abs(distance)),
-                    jnp.minimum(sofar.near, near),
-                    d[-1],
-                ),
-            ),
-            None,
-        )
-
-    certificate, _ = scan_chunks(
-        body,
-        Certificate.start(problem, error),
-        (problem.lag(z), z, problem.xs, jnp.arange(length)),
-        length,
-        chunk_size(chunk, length, problem.size),
-    )
-    return certificate
-
-
-def _signs(position, size):
-    # A fixed sequence without period that any recurrence could resonate with: bits of
-    # a linear congruential hash of the entry's number.
-    entry = position[:, None] * size + jnp.arange(size)[None]
-    entry = entry.astype(jnp.uint32)
-    return jnp.where((entry * 1103515245 + 12345) & 0x10000, 1, -1)
-
-
-def worst_entry(problem, z, prefix):
-    """Which entry of the state at `prefix` is the worst: first NaN, then residual."""
-    t = jnp.minimum(prefix, problem.length - 1)
-    x = jax.tree.map(lambda x: x[t], problem.xs)
-    previous = jnp.where(t == 0, problem.init, z[t - 1])
-    r = jnp.abs(problem.step(previous, x) - z[t])
-    return _worst(r)
-
-
-def _worst(x):
-    """Where `x` is largest; NaN is larger than all."""
-    return jnp.argmax(jnp.where(jnp.isnan(x), jnp.inf, jnp.abs(x)))

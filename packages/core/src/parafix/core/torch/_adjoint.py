@@ -11,7 +11,7 @@ from torch.utils import _pytree as pytree, checkpoint
 from ._calculus import (
     AbstractOperator,
     alias,
-    Closed,
+    AbstractClosed,
     forward_mode,
     grads,
     is_inexact,
@@ -140,7 +140,7 @@ class _Task:
 
     problem: DenseProblem
     adjoint: AbstractDenseTangent
-    map: Closed
+    map: AbstractClosed
     # The evaluation at the guess, if it has been made; given up when it has been used,
     # as the task lives until the backward pass.
     start: tuple[Tensor, AbstractOperator | None] | None

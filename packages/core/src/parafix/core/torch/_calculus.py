@@ -16,7 +16,7 @@ from torch._functorch.utils import unwrap_dead_wrappers
 from torch.autograd import forward_ad
 
 
-class Closed(abc.ABC):
+class AbstractClosed(abc.ABC):
     """`z = f(z; params)` for a batch of samples, with every parameter explicit.
 
     **Attributes:**
@@ -33,7 +33,7 @@ class Closed(abc.ABC):
     @abc.abstractmethod
     def vmapped(
         self, size: int, in_dims: Sequence[int | None], randomness: str
-    ) -> "Closed":
+    ) -> "AbstractClosed":
         """The same for `size * B` samples, where `params` have batch axes `in_dims`."""
 
 
@@ -163,7 +163,7 @@ def _double_pull(out, inputs, tangents, differentiable):
     return torch.zeros_like(out).detach() if tangent is None else tangent
 
 
-def pull_back(map: Closed, z: Tensor, params: Sequence[Tensor], v: Tensor) -> Tensor:
+def pull_back(map: AbstractClosed, z: Tensor, params: Sequence[Tensor], v: Tensor) -> Tensor:
     """`J^T v` with `J` the Jacobian in `z`."""
     (pulled,) = vjp(lambda z: map(z, params), (z,), v)
     assert pulled is not None
@@ -171,7 +171,7 @@ def pull_back(map: Closed, z: Tensor, params: Sequence[Tensor], v: Tensor) -> Te
 
 
 def product(
-    map: Closed, z: Tensor, params: Sequence[Tensor], v: Tensor, transposed: bool
+    map: AbstractClosed, z: Tensor, params: Sequence[Tensor], v: Tensor, transposed: bool
 ) -> Tensor:
     """`J v`, or `J^T v`, with `J` the Jacobian in `z`."""
     if transposed:
@@ -225,7 +225,7 @@ class LinearisedOperator(AbstractOperator):
 
     def __init__(
         self,
-        map: Closed,
+        map: AbstractClosed,
         z: Tensor,
         params: Sequence[Tensor],
         transposed: bool = False,
@@ -283,7 +283,7 @@ class TracedOperator(AbstractOperator):
     """Products that can be differentiated, with respect to all that they depend on."""
 
     def __init__(
-        self, map: Closed, z: Tensor, params: Sequence[Tensor], transposed: bool
+        self, map: AbstractClosed, z: Tensor, params: Sequence[Tensor], transposed: bool
     ):
         self.map, self.z, self.params = map, z, tuple(params)
         self.transposed, self.eps = transposed, map.eps

@@ -22,7 +22,7 @@ from torch.autograd import forward_ad
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
-from ._calculus import check_leaves, Closed, LinearisedOperator, under_transforms
+from ._calculus import check_leaves, AbstractClosed, LinearisedOperator, under_transforms
 
 
 # From the `id` of a tensor to what stands in its place.
@@ -212,7 +212,7 @@ def _eager() -> contextlib.AbstractContextManager[Any]:
     return contextlib.nullcontext()
 
 
-class Captured(Closed):
+class Captured(AbstractClosed):
     """A function of a flat state with the tensors it depends on as parameters.
 
     **Attributes:**
@@ -247,12 +247,12 @@ class Captured(Closed):
         return _Vmapped(self, size, in_dims, randomness)
 
 
-class _Vmapped(Closed):
+class _Vmapped(AbstractClosed):
     """All members of a `vmap` as samples of one batch."""
 
     def __init__(
         self,
-        map: Closed,
+        map: AbstractClosed,
         size: int,
         in_dims: Sequence[int | None],
         randomness: str,

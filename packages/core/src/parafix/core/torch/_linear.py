@@ -10,7 +10,7 @@ from torch.autograd import Function
 
 from ._calculus import (
     AbstractOperator,
-    Closed,
+    AbstractClosed,
     forward_mode,
     jvp,
     LinearisedOperator,
@@ -135,7 +135,7 @@ class _LinearSolve(Function):
 
     @staticmethod
     def forward(
-        map: Closed,
+        map: AbstractClosed,
         transposed: bool,
         solver: LinearSolver,
         on_failure: OnFailure,
