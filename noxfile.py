@@ -20,7 +20,9 @@ nox.needs_version = ">=2025.5.1"
 nox.options.default_venv_backend = "virtualenv"
 nox.options.reuse_venv = "yes"
 nox.options.error_on_external_run = True
-nox.options.sessions = ["tests", "lint", "typecheck", "build", "third_party", "docs"]
+nox.options.sessions = [
+    *("tests", "parity", "lint", "typecheck", "build", "third_party", "docs")
+]
 
 # The packages and their test sessions; a new package is one line. "light" is the half
 # without a framework. A package without a session for it has its light tests run in
@@ -209,6 +211,17 @@ def tests(session, package, backend):
         install(session, *peers)
         # On their own: what the conftest of a package sets holds for a whole process.
         session.run("pytest", path, env=ON_CPU)
+
+
+@nox.session
+def parity(session):
+    """Both frameworks in one environment: the same answers, gradients and names."""
+    packages = [name for name, halves in PACKAGES.items() if {*BACKENDS} <= {*halves}]
+    install(session, *editable(packages, *BACKENDS, "testing"))
+    checked = [f"parafix.{name}.{backend}" for name in packages for backend in BACKENDS]
+    checks = f"--jaxtyping-packages={','.join(checked)},beartype.beartype"
+    paths = [] if any(map(is_path, session.posargs)) else ["tests/parity"]
+    session.run("pytest", checks, *paths, *session.posargs, env=ON_CPU)
 
 
 @nox.session

@@ -6,6 +6,7 @@ around it. Derivatives with respect to them need them as arguments.
 
 import contextlib
 import dataclasses
+import operator
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -193,6 +194,14 @@ class Autocast:
     def enabled(self) -> bool:
         return any(enabled for _, enabled, _ in self.states)
 
+    @property
+    def off(self) -> bool:
+        """Whether no autocast is under way, nor was in this state."""
+        for kind, enabled, _ in self.states:
+            if enabled or torch.is_autocast_enabled(kind):
+                return False
+        return True
+
     def eps(self, dtypes: Sequence[torch.dtype]) -> float:
         """The relative precision of what works on `dtypes` in this state."""
         reduced = [dtype for _, enabled, dtype in self.states if enabled]
@@ -240,8 +249,12 @@ class Captured(AbstractClosed):
         self.originals, self.uses = tuple(originals), uses or {}
 
     def __call__(self, z: Tensor, params: Sequence[Tensor]) -> Tensor:
+        same = all(map(operator.is_, params, self.originals))
+        if same and self.autocast.off:
+            # Nothing to enter: calls of a small `fn` are so cheap that it would tell.
+            return self.fn(z, {})
         with self.autocast.entered():
-            if all(x is y for x, y in zip(params, self.originals, strict=True)):
+            if same:
                 return self.fn(z, {})
             pairs = zip(self.originals, params, strict=True)
             exchange = {id(original): new for original, new in pairs}

@@ -1,6 +1,7 @@
 """Rootfinders for dense problems: each says how to move, and nothing else."""
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import ClassVar, Literal, NamedTuple
 
@@ -32,17 +33,17 @@ class FixedPoint(AbstractIteration):
 
     def advance(self, z, g, jvp, memory):
         del jvp
-        return z + (1 - self.damping) * g, memory, 0
+        return torch.add(z, g, alpha=1 - self.damping), memory, 0
 
 
 class _AndersonMemory(NamedTuple):
     # The same for all samples, which start together.
     taken: int
-    last_z: Tensor
+    last_plain: Tensor
     last_g: Tensor
-    # `(B, m, n)`: differences of consecutive iterates and residuals, scaled so that
-    # those of the residuals have unit length; the oldest is overwritten.
-    dz: Tensor
+    # `(B, m, n)`: differences of consecutive plain steps `z + mixing g` and residuals,
+    # scaled so that those of the residuals have unit length; the oldest is overwritten.
+    moves: Tensor
     dg: Tensor
     # `(B, m, m)`
     gram: Tensor
@@ -84,45 +85,54 @@ class Anderson(AbstractIteration):
     def init_memory(self, z):
         samples, size = z.shape
         m = min(self.history, size)
-        dz, dg = (z.new_zeros(samples, m, size) for _ in range(2))
+        moves, dg = (z.new_zeros(samples, m, size) for _ in range(2))
         gram = z.new_zeros(samples, m, m)
-        return _AndersonMemory(0, z, torch.zeros_like(z), dz, dg, gram)
+        return _AndersonMemory(0, z, torch.zeros_like(z), moves, dg, gram)
 
     def advance(self, z, g, jvp, memory):
         del jvp
-        plain = z + self.mixing * g
+        plain = torch.add(z, g, alpha=self.mixing)
         if memory.taken == 0:
-            return plain, memory._replace(taken=1, last_z=z, last_g=g), 0
+            return plain, memory._replace(taken=1, last_plain=plain, last_g=g), 0
         m = memory.gram.shape[1]
         slot, filled = (memory.taken - 1) % m, min(memory.taken, m)
-        change = g - memory.last_g
-        scale = _length(change)
-        # Nothing to learn from a residual that came again.
-        unit = torch.where(scale > 0, 1 / torch.where(scale > 0, scale, 1), 0)
-        column = unit[:, None] * change
-        dz = _put(memory.dz, slot, unit[:, None] * (z - memory.last_z))
-        dg = _put(memory.dg, slot, column)
         eps = torch.finfo(z.dtype).eps
         ridge = eps**0.75 if self.ridge is None else self.ridge
+        change = g - memory.last_g
+        # Nothing to learn from a residual that came again: then this is infinite.
+        scale = _scale(change)
+        column = change / scale
+        moves = _put(memory.moves, slot, (plain - memory.last_plain) / scale)
+        dg = _put(memory.dg, slot, column)
+        some = dg.narrow(1, 0, filled)
         # One on the diagonal also for a column of zeros, which then changes nothing.
-        row = _put((dg * column[:, None]).sum(-1), slot, 1 + ridge)
-        gram = _put(_put(memory.gram, slot, row).mT, slot, row).mT
-        memory = _AndersonMemory(memory.taken + 1, z, g, dz, dg, gram)
-        dz, dg = dz[:, :filled], dg[:, :filled]
-        factor, info = torch.linalg.cholesky_ex(gram[:, :filled, :filled])
-        gamma = torch.cholesky_solve((dg * g[:, None]).sum(-1)[..., None], factor)
-        correction = dz + dg if self.mixing == 1 else dz + self.mixing * dg
-        new = plain - (gamma * correction).sum(1)
-        good = (info == 0) & torch.isfinite(new.detach()).all(1)
-        return torch.where(good[:, None], new, plain), memory, 0
+        row = _put(_products(some, column), slot, 1 + ridge)
+        gram = memory.gram
+        part = gram.narrow(1, 0, filled).narrow(2, 0, filled)
+        part = _put(_put(part, slot, row).mT, slot, row).mT
+        if not may_overwrite():
+            room = m - filled
+            gram = torch.nn.functional.pad(part, (0, room, 0, room))
+        factor, info = torch.linalg.cholesky_ex(part)
+        side = _products(some, g).unsqueeze(-1)
+        gamma = torch.cholesky_solve(side, factor)
+        new = plain - _combined(gamma, moves.narrow(1, 0, filled))
+        # Without a ridge of some size there may be no factor.
+        if ridge < 10 * m * eps or not _surely_finite(new):
+            good = (info == 0) & torch.isfinite(new.detach()).all(1)
+            new = torch.where(good[:, None], new, plain)
+        memory = _AndersonMemory(memory.taken + 1, plain, g, moves, dg, gram)
+        return new, memory, 0
 
 
 class _BroydenMemory(NamedTuple):
-    # `(B,)`: updates differ from sample to sample.
-    rank: Tensor
+    # The same for all samples, which start together.
+    rank: int
     num_steps: int
     last_z: Tensor
     last_g: Tensor
+    # `H g` of the last step, with what is still known of `H`.
+    last_h: Tensor
     # `(B, m, n)`: H = -I + left^T right
     left: Tensor
     right: Tensor
@@ -162,35 +172,38 @@ class Broyden(AbstractIteration):
     def init_memory(self, z):
         samples, size = z.shape
         left, right = (z.new_zeros(samples, self.memory, size) for _ in range(2))
-        count = torch.zeros(samples, dtype=torch.int64, device=z.device)
         zero = torch.zeros_like(z)
-        return _BroydenMemory(count, 0, zero, zero, left, right)
+        return _BroydenMemory(0, 0, zero, zero, zero, left, right)
 
     def advance(self, z, g, jvp, memory):
         del jvp
         if memory.num_steps == 0:
-            return z + g, memory._replace(num_steps=1, last_z=z, last_g=g), 0
-        # No sample has more updates than there were steps.
-        some = min(memory.num_steps, self.memory)
+            new = memory._replace(num_steps=1, last_z=z, last_g=g, last_h=-g)
+            return z + g, new, 0
+        rank, last_h = memory.rank, memory.last_h
+        if rank == self.memory:
+            rank, last_h = 0, -memory.last_g
         left, right = memory.left, memory.right
-        # Rows from `count` on are not there, so forgetting them all costs nothing.
-        count = torch.where(memory.rank == self.memory, 0, memory.rank)
         dz, dg = z - memory.last_z, g - memory.last_g
-        good = self.kind == "good"
-        direction = _apply(right, left, count, dz, some) if good else dg
-        missing = dz - _apply(left, right, count, dg, some)
-        slope = (direction * dg).sum(-1)
-        # An update along which the residual did not change would be rounding.
-        small = torch.finfo(z.dtype).eps * _length(direction) * _length(dg)
-        good = slope.abs() > small
-        slope = torch.where(good, slope, 1)
-        new = torch.where(good[:, None], missing / slope[:, None], 0)
-        left = _put_each(left, count, new)
-        right = _put_each(right, count, direction)
-        count = count + good
-        new = z - _apply(left, right, count, g, some)
-        memory = _BroydenMemory(count, memory.num_steps + 1, z, g, left, right)
-        return new, memory, 0
+        h = _apply(left, right, rank, g)
+        direction = dg if self.kind == "bad" else _apply(right, left, rank, dz)
+        # `dz - H dg`
+        missing = dz - (h - last_h)
+        slope = torch.linalg.vecdot(direction, dg).unsqueeze(-1)
+        cosine = slope / (_scale(direction) * _scale(dg))
+        # An update along which the residual did not change would be rounding: its row
+        # is zero.
+        eps = torch.finfo(z.dtype).eps
+        if _seen(cosine) and cosine.abs().min().item() > eps:
+            new = missing / slope
+        else:
+            good = cosine.abs() > eps
+            new = torch.where(good, missing / torch.where(good, slope, 1), 0)
+            direction = torch.where(good, direction, 0)
+        left, right = _put(left, rank, new), _put(right, rank, direction)
+        h = torch.addcmul(h, new, torch.linalg.vecdot(direction, g).unsqueeze(-1))
+        steps = memory.num_steps + 1
+        return z - h, _BroydenMemory(rank + 1, steps, z, g, h, left, right), 0
 
     def inverse_jacobian(
         self, memory: _BroydenMemory, transposed: bool
@@ -199,15 +212,15 @@ class Broyden(AbstractIteration):
         left, right = memory.left, memory.right
         if transposed:
             left, right = right, left
-        return lambda v: _apply(left, right, memory.rank, v, left.shape[1])
+        return lambda v: _apply(left, right, memory.rank, v)
 
 
-def _apply(left, right, count, v, some):
-    """`H v`, `H = -I + left^T right` with `some` rows at most; exchanged, `H^T v`."""
-    left, right = left[:, :some], right[:, :some]
-    there = torch.arange(some, device=v.device) < count[:, None]
-    weights = torch.where(there, (right * v[:, None]).sum(-1), 0)
-    return (weights[..., None] * left).sum(1) - v
+def _apply(left, right, rank, v):
+    """`H v`, `H = -I + left^T right` with `rank` rows; exchanged, `H^T v`."""
+    if rank == 0:
+        return -v
+    weights = _products(right.narrow(1, 0, rank), v)
+    return _combined(weights.unsqueeze(-1), left.narrow(1, 0, rank)) - v
 
 
 @dataclasses.dataclass(frozen=True)
@@ -298,21 +311,49 @@ def _length(x):
     return torch.where(squared > 0, torch.where(squared > 0, squared, 1).sqrt(), 0)
 
 
+def _scale(x):
+    """The length, `(B, 1)`; infinite, or as good as that, where it is zero."""
+    if may_overwrite():
+        # What is divided by it is zero, or so small that its square is none.
+        return torch.linalg.vector_norm(x, 2, 1, True).clamp_min(_TINY[x.dtype])
+    squared = (x * x).sum(-1, keepdim=True)
+    positive = squared > 0
+    return torch.where(positive, torch.where(positive, squared, 1).sqrt(), torch.inf)
+
+
+_TINY = {
+    dtype: torch.finfo(dtype).tiny ** 0.5 for dtype in (torch.float32, torch.float64)
+}
+
+
+def _products(rows, x):
+    """The product of each of `(B, m, n)` with the vector of its sample: `(B, m)`."""
+    return torch.linalg.vecdot(rows, x.unsqueeze(1))
+
+
+def _combined(weights, rows):
+    """The sum of `(B, m, n)` over its rows, with weights `(B, m, 1)`: `(B, n)`."""
+    return torch.linalg.vecdot(weights, rows, dim=1)
+
+
+def _seen(x):
+    """Whether the host reads numbers for nothing."""
+    return x.device.type == "cpu" and may_overwrite()
+
+
+def _surely_finite(x):
+    """Whether all entries are finite, as far as the host sees that at once."""
+    return _seen(x) and math.isfinite(x.sum().item())
+
+
 def _put(buffer, slot, value):
     """`buffer` with `value` in row `slot` of every sample."""
     if may_overwrite():
-        buffer[:, slot] = value
+        row = buffer.select(1, slot)
+        _ = row.copy_(value) if isinstance(value, Tensor) else row.fill_(value)
         return buffer
     index = torch.arange(buffer.shape[1], device=buffer.device) == slot
     index = index.reshape(1, -1, *[1] * (buffer.ndim - 2))
     if isinstance(value, Tensor):
         value = value[:, None]
     return torch.where(index, value, buffer)
-
-
-def _put_each(buffer, slots, value):
-    """`buffer` with `value` in a row of its own for every sample."""
-    index = slots[:, None, None].expand(-1, 1, buffer.shape[2])
-    if may_overwrite():
-        return buffer.scatter_(1, index, value[:, None])
-    return buffer.scatter(1, index, value[:, None])
