@@ -249,7 +249,8 @@ class Captured(AbstractClosed):
         self.originals, self.uses = tuple(originals), uses or {}
 
     def __call__(self, z: Tensor, params: Sequence[Tensor]) -> Tensor:
-        same = all(map(operator.is_, params, self.originals))
+        same = len(params) == len(self.originals)
+        same = same and all(map(operator.is_, params, self.originals))
         if same and self.autocast.off:
             # Nothing to enter: calls of a small `fn` are so cheap that it would tell.
             return self.fn(z, {})

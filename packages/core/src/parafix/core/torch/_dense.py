@@ -11,7 +11,7 @@ from torch.utils import _pytree as pytree
 from ._adjoint import AbstractAdjoint, DenseProblem
 from ._capture import Autocast, Exchange
 from ._check import checked_count, checked_tolerance, default_tolerance
-from ._iteration import AbstractIteration
+from ._iteration import AbstractIteration, may_overwrite
 from ._named import named
 from ._result import RESULTS
 from ._solution import Solution
@@ -168,9 +168,9 @@ class Layout:
 
     def flatten(self, y: Any) -> Tensor:
         """`(B, n)`, from leaves `(B, ...)`."""
-        if self.flat:
-            # As autocast may have made it of another dtype.
-            return y.to(self.dtype)
+        if self.flat and y.dtype is self.dtype and may_overwrite():
+            # Nobody watches what becomes of `y`.
+            return y
         leaves = [
             leaf.reshape(leaf.shape[0], size).to(self.dtype)
             for leaf, size in zip(self.leaves(y), self.sizes, strict=True)
@@ -239,9 +239,10 @@ def _layout(y0):
 
 
 def _checked_output(layout, samples, out, autocast):
-    if layout.flat and isinstance(out, Tensor) and out.dtype is layout.dtype:
+    if layout.flat and isinstance(out, Tensor):
         # The usual case, at little cost.
-        if out.shape == (samples, *layout.sizes):
+        shape = (samples, *layout.sizes)
+        if out.dtype is layout.dtype and out.shape == shape:
             return out
     if layout.single:
         ok = isinstance(out, Tensor)

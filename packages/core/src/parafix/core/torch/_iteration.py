@@ -149,6 +149,7 @@ def iterate(
     num_steps = torch.zeros(samples, dtype=torch.int64, device=z.device)
     num_linear = num_steps
     best = z
+    measure = _measure(solver, z)
     memory = solver.init_memory(z)
     for step in range(max_steps):
         if start is not None:
@@ -157,7 +158,7 @@ def iterate(
             value, jvp = linearise(z) if solver.linearises else (fn(z), None)
         g = value - z
         with quiet:
-            size, measured = _measure(solver, fixed(z), fixed(g))
+            size, measured = measure(fixed(z), fixed(g))
             if step == 0:
                 limit = fixed(g).abs().amax(1) * eps**-0.75
                 if watched and not recorded:
@@ -243,14 +244,24 @@ def _itself(x):
     return x
 
 
-def _measure(solver, z, g):
-    """`|z|`, and of each sample `max |g| / (atol + rtol |z|)`."""
-    size = z.abs()
-    ratio = g / (size * solver.rtol + solver.atol)
-    if not (isinstance(solver.atol, float) and solver.atol > 0):
-        # 0 / 0 is an entry that is met exactly at zero tolerance.
-        ratio = torch.where(g == 0, 0, ratio)
-    return size, torch.linalg.vector_norm(ratio, torch.inf, 1)
+def _measure(solver, like):
+    """`(z, g)` to `|z|`, and of each sample `max |g| / (atol + rtol |z|)`."""
+    rtol, atol = (
+        torch.as_tensor(x, dtype=like.dtype, device=like.device)
+        for x in (solver.rtol, solver.atol)
+    )
+    tiny = torch.finfo(like.dtype).tiny
+    positive = not isinstance(solver.atol, Tensor) and solver.atol >= tiny
+
+    def measure(z, g):
+        size = z.abs()
+        ratio = g / torch.addcmul(atol, size, rtol)
+        if not positive:
+            # 0 / 0 is an entry that is met exactly at zero tolerance.
+            ratio = torch.where(g == 0, 0, ratio)
+        return size, torch.linalg.vector_norm(ratio, torch.inf, 1)
+
+    return measure
 
 
 def anywhere(flags: Tensor) -> bool:

@@ -3,7 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -47,6 +47,9 @@ class _AndersonMemory(NamedTuple):
     dg: Tensor
     # `(B, m, m)`
     gram: Tensor
+    # Where to write in place: by slot, the parts of `moves` and `dg`, the row and the
+    # column of `gram`, and what is on its diagonal.
+    places: Any
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,43 +89,52 @@ class Anderson(AbstractIteration):
         samples, size = z.shape
         m = min(self.history, size)
         moves, dg = (z.new_zeros(samples, m, size) for _ in range(2))
-        gram = z.new_zeros(samples, m, m)
-        return _AndersonMemory(0, z, torch.zeros_like(z), moves, dg, gram)
+        # A column that is missing has a one on the diagonal, and changes nothing.
+        gram = torch.eye(m, dtype=z.dtype, device=z.device).repeat(samples, 1, 1)
+        places = None
+        if may_overwrite():
+            places = list(
+                zip(
+                    *(x.unbind(1) for x in (moves, dg, gram, gram.mT)),
+                    gram.diagonal(dim1=1, dim2=2).unbind(1),
+                    strict=True,
+                )
+            )
+        return _AndersonMemory(0, z, torch.zeros_like(z), moves, dg, gram, places)
 
     def advance(self, z, g, jvp, memory):
         del jvp
         plain = torch.add(z, g, alpha=self.mixing)
         if memory.taken == 0:
             return plain, memory._replace(taken=1, last_plain=plain, last_g=g), 0
-        m = memory.gram.shape[1]
-        slot, filled = (memory.taken - 1) % m, min(memory.taken, m)
-        eps = torch.finfo(z.dtype).eps
-        ridge = eps**0.75 if self.ridge is None else self.ridge
-        change = g - memory.last_g
-        # Nothing to learn from a residual that came again: then this is infinite.
-        scale = _scale(change)
-        column = change / scale
-        moves = _put(memory.moves, slot, (plain - memory.last_plain) / scale)
-        dg = _put(memory.dg, slot, column)
-        some = dg.narrow(1, 0, filled)
-        # One on the diagonal also for a column of zeros, which then changes nothing.
-        row = _put(_products(some, column), slot, 1 + ridge)
-        gram = memory.gram
-        part = gram.narrow(1, 0, filled).narrow(2, 0, filled)
-        part = _put(_put(part, slot, row).mT, slot, row).mT
-        if not may_overwrite():
-            room = m - filled
-            gram = torch.nn.functional.pad(part, (0, room, 0, room))
-        factor, info = torch.linalg.cholesky_ex(part)
-        side = _products(some, g).unsqueeze(-1)
-        gamma = torch.cholesky_solve(side, factor)
-        new = plain - _combined(gamma, moves.narrow(1, 0, filled))
-        # Without a ridge of some size there may be no factor.
-        if ridge < 10 * m * eps or not _surely_finite(new):
+        taken, last_plain, last_g, moves, dg, gram, places = memory
+        inplace = places is not None
+        slot = (taken - 1) % gram.shape[1]
+        ridge = torch.finfo(z.dtype).eps ** 0.75 if self.ridge is None else self.ridge
+        change = g - last_g
+        # Nothing to learn from a residual that came again: then this is infinite, and
+        # the column zero.
+        scale = _scale(change, inplace)
+        if places is not None:
+            move_at, column_at, row_at, transposed_at, diagonal_at = places[slot]
+            torch.div(plain - last_plain, scale, out=move_at)
+            row = _products(dg, torch.div(change, scale, out=column_at))
+            row_at.copy_(row)
+            transposed_at.copy_(row)
+            diagonal_at.fill_(1 + ridge)
+        else:
+            column = change / scale
+            moves = _put(moves, slot, (plain - last_plain) / scale, inplace)
+            dg = _put(dg, slot, column, inplace)
+            row = _put(_products(dg, column), slot, 1 + ridge, inplace)
+            gram = _put(_put(gram, slot, row, inplace).mT, slot, row, inplace)
+        factor, info = torch.linalg.cholesky_ex(gram)
+        gamma = torch.cholesky_solve(_products(dg, g).unsqueeze(2), factor)
+        new = plain - _combined(gamma, moves)
+        if not (_seen(new, inplace) and info.max().item() == 0 and _surely_finite(new)):
             good = (info == 0) & torch.isfinite(new.detach()).all(1)
             new = torch.where(good[:, None], new, plain)
-        memory = _AndersonMemory(memory.taken + 1, plain, g, moves, dg, gram)
-        return new, memory, 0
+        return new, _AndersonMemory(taken + 1, plain, g, moves, dg, gram, places), 0
 
 
 class _BroydenMemory(NamedTuple):
@@ -183,25 +195,27 @@ class Broyden(AbstractIteration):
         rank, last_h = memory.rank, memory.last_h
         if rank == self.memory:
             rank, last_h = 0, -memory.last_g
+        inplace = may_overwrite()
         left, right = memory.left, memory.right
         dz, dg = z - memory.last_z, g - memory.last_g
         h = _apply(left, right, rank, g)
         direction = dg if self.kind == "bad" else _apply(right, left, rank, dz)
         # `dz - H dg`
         missing = dz - (h - last_h)
-        slope = torch.linalg.vecdot(direction, dg).unsqueeze(-1)
-        cosine = slope / (_scale(direction) * _scale(dg))
-        # An update along which the residual did not change would be rounding: its row
-        # is zero.
+        slope = torch.linalg.vecdot(direction, dg).unsqueeze(1)
+        cosine = (slope / (_scale(direction, inplace) * _scale(dg, inplace))).abs()
         eps = torch.finfo(z.dtype).eps
-        if _seen(cosine) and cosine.abs().min().item() > eps:
+        if _seen(cosine, inplace) and cosine.min().item() > eps:
             new = missing / slope
         else:
-            good = cosine.abs() > eps
+            # An update along which the residual did not change would be rounding: its
+            # row is zero.
+            good = cosine > eps
             new = torch.where(good, missing / torch.where(good, slope, 1), 0)
             direction = torch.where(good, direction, 0)
-        left, right = _put(left, rank, new), _put(right, rank, direction)
-        h = torch.addcmul(h, new, torch.linalg.vecdot(direction, g).unsqueeze(-1))
+        left = _put(left, rank, new, inplace)
+        right = _put(right, rank, direction, inplace)
+        h = torch.addcmul(h, new, torch.linalg.vecdot(direction, g).unsqueeze(1))
         steps = memory.num_steps + 1
         return z - h, _BroydenMemory(rank + 1, steps, z, g, h, left, right), 0
 
@@ -311,9 +325,9 @@ def _length(x):
     return torch.where(squared > 0, torch.where(squared > 0, squared, 1).sqrt(), 0)
 
 
-def _scale(x):
+def _scale(x, inplace):
     """The length, `(B, 1)`; infinite, or as good as that, where it is zero."""
-    if may_overwrite():
+    if inplace:
         # What is divided by it is zero, or so small that its square is none.
         return torch.linalg.vector_norm(x, 2, 1, True).clamp_min(_TINY[x.dtype])
     squared = (x * x).sum(-1, keepdim=True)
@@ -336,19 +350,19 @@ def _combined(weights, rows):
     return torch.linalg.vecdot(weights, rows, dim=1)
 
 
-def _seen(x):
+def _seen(x, inplace):
     """Whether the host reads numbers for nothing."""
-    return x.device.type == "cpu" and may_overwrite()
+    return inplace and x.device.type == "cpu"
 
 
 def _surely_finite(x):
-    """Whether all entries are finite, as far as the host sees that at once."""
-    return _seen(x) and math.isfinite(x.sum().item())
+    # Finite numbers may have a sum that is not; then each is looked at.
+    return math.isfinite(x.sum().item())
 
 
-def _put(buffer, slot, value):
+def _put(buffer, slot, value, inplace):
     """`buffer` with `value` in row `slot` of every sample."""
-    if may_overwrite():
+    if inplace:
         row = buffer.select(1, slot)
         _ = row.copy_(value) if isinstance(value, Tensor) else row.fill_(value)
         return buffer
