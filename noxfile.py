@@ -35,7 +35,10 @@ BACKENDS = ("jax", "torch")
 
 # Tests that belong to no package, by the session whose environment suits them, and what
 # else they need.
-FURTHER_TESTS = {"deer-jax": ("benchmarks/tests", ["jaxopt"])}
+FURTHER_TESTS = {
+    "deer-jax": ("benchmarks/tests", ["jaxopt"]),
+    "core-torch": ("benchmarks/tests/torch", ["torchdeq"]),
+}
 
 # One call per package and backend that shows a wheel to work on its own.
 SMOKE = {
@@ -295,7 +298,7 @@ def demo(session):
 @nox.session
 def bench(session):
     """Side-by-side timings; arguments after `--` go to `python -m benchmarks`."""
-    install(session, *editable(PACKAGES, "jax", "demo"), "jaxopt")
+    install(session, *editable(PACKAGES, *BACKENDS, "demo"), "jaxopt", "torchdeq")
     session.run("python", "-m", "benchmarks", *session.posargs)
 
 

@@ -17,6 +17,8 @@ _VERSIONS = (
     "optimistix",
     "lineax",
     "jaxopt",
+    "torch",
+    "torchdeq",
     "numpy",
 )
 

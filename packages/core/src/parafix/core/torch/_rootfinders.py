@@ -1,7 +1,6 @@
 """Rootfinders for dense problems: each says how to move, and nothing else."""
 
 import dataclasses
-import math
 from collections.abc import Callable
 from typing import Any, ClassVar, Literal, NamedTuple
 
@@ -11,6 +10,15 @@ from torch import Tensor
 from ._check import checked_count, checked_tolerance
 from ._iteration import AbstractIteration, may_overwrite
 from ._linear import GMRES, linear_solve, LinearSolver, LU
+from ._rows import (
+    combined,
+    length,
+    products,
+    put,
+    scale as scale_of,
+    seen,
+    surely_finite,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,24 +122,24 @@ class Anderson(AbstractIteration):
         change = g - last_g
         # Nothing to learn from a residual that came again: then this is infinite, and
         # the column zero.
-        scale = _scale(change, inplace)
+        scale = scale_of(change, inplace)
         if places is not None:
             move_at, column_at, row_at, transposed_at, diagonal_at = places[slot]
             torch.div(plain - last_plain, scale, out=move_at)
-            row = _products(dg, torch.div(change, scale, out=column_at))
+            row = products(dg, torch.div(change, scale, out=column_at))
             row_at.copy_(row)
             transposed_at.copy_(row)
             diagonal_at.fill_(1 + ridge)
         else:
             column = change / scale
-            moves = _put(moves, slot, (plain - last_plain) / scale, inplace)
-            dg = _put(dg, slot, column, inplace)
-            row = _put(_products(dg, column), slot, 1 + ridge, inplace)
-            gram = _put(_put(gram, slot, row, inplace).mT, slot, row, inplace)
+            moves = put(moves, slot, (plain - last_plain) / scale, inplace)
+            dg = put(dg, slot, column, inplace)
+            row = put(products(dg, column), slot, 1 + ridge, inplace)
+            gram = put(put(gram, slot, row, inplace).mT, slot, row, inplace)
         factor, info = torch.linalg.cholesky_ex(gram)
-        gamma = torch.cholesky_solve(_products(dg, g).unsqueeze(2), factor)
-        new = plain - _combined(gamma, moves)
-        if not (_seen(new, inplace) and info.max().item() == 0 and _surely_finite(new)):
+        gamma = torch.cholesky_solve(products(dg, g).unsqueeze(2), factor)
+        new = plain - combined(gamma, moves)
+        if not (seen(new, inplace) and info.max().item() == 0 and surely_finite(new)):
             good = (info == 0) & torch.isfinite(new.detach()).all(1)
             new = torch.where(good[:, None], new, plain)
         return new, _AndersonMemory(taken + 1, plain, g, moves, dg, gram, places), 0
@@ -203,9 +211,9 @@ class Broyden(AbstractIteration):
         # `dz - H dg`
         missing = dz - (h - last_h)
         slope = torch.linalg.vecdot(direction, dg).unsqueeze(1)
-        cosine = (slope / (_scale(direction, inplace) * _scale(dg, inplace))).abs()
+        cosine = (slope / (scale_of(direction, inplace) * scale_of(dg, inplace))).abs()
         eps = torch.finfo(z.dtype).eps
-        if _seen(cosine, inplace) and cosine.min().item() > eps:
+        if seen(cosine, inplace) and cosine.min().item() > eps:
             new = missing / slope
         else:
             # An update along which the residual did not change would be rounding: its
@@ -213,8 +221,8 @@ class Broyden(AbstractIteration):
             good = cosine > eps
             new = torch.where(good, missing / torch.where(good, slope, 1), 0)
             direction = torch.where(good, direction, 0)
-        left = _put(left, rank, new, inplace)
-        right = _put(right, rank, direction, inplace)
+        left = put(left, rank, new, inplace)
+        right = put(right, rank, direction, inplace)
         h = torch.addcmul(h, new, torch.linalg.vecdot(direction, g).unsqueeze(1))
         steps = memory.num_steps + 1
         return z - h, _BroydenMemory(rank + 1, steps, z, g, h, left, right), 0
@@ -233,8 +241,8 @@ def _apply(left, right, rank, v):
     """`H v`, `H = -I + left^T right` with `rank` rows; exchanged, `H^T v`."""
     if rank == 0:
         return -v
-    weights = _products(right.narrow(1, 0, rank), v)
-    return _combined(weights.unsqueeze(-1), left.narrow(1, 0, rank)) - v
+    weights = products(right.narrow(1, 0, rank), v)
+    return combined(weights.unsqueeze(-1), left.narrow(1, 0, rank)) - v
 
 
 @dataclasses.dataclass(frozen=True)
@@ -304,7 +312,7 @@ class NewtonKrylov(AbstractIteration):
     def advance(self, z, g, jvp, memory):
         assert jvp is not None
         power = (1 + 5**0.5) / 2
-        size = _length(g.detach())
+        size = length(g.detach())
         first = memory.size == 0
         fall = size / torch.where(first, 1, memory.size)
         implied = 0.9 * memory.forcing**power
@@ -315,59 +323,3 @@ class NewtonKrylov(AbstractIteration):
         gmres = GMRES(restart=self.restart)
         p, count, _ = linear_solve(jvp, g, gmres, rtol=forcing)
         return z + p, _ForcingMemory(forcing, size), count
-
-
-def _length(x):
-    squared = (x * x).sum(-1)
-    if may_overwrite():
-        return squared.sqrt()
-    # The square root has no slope at zero.
-    return torch.where(squared > 0, torch.where(squared > 0, squared, 1).sqrt(), 0)
-
-
-def _scale(x, inplace):
-    """The length, `(B, 1)`; infinite, or as good as that, where it is zero."""
-    if inplace:
-        # What is divided by it is zero, or so small that its square is none.
-        return torch.linalg.vector_norm(x, 2, 1, True).clamp_min(_TINY[x.dtype])
-    squared = (x * x).sum(-1, keepdim=True)
-    positive = squared > 0
-    return torch.where(positive, torch.where(positive, squared, 1).sqrt(), torch.inf)
-
-
-_TINY = {
-    dtype: torch.finfo(dtype).tiny ** 0.5 for dtype in (torch.float32, torch.float64)
-}
-
-
-def _products(rows, x):
-    """The product of each of `(B, m, n)` with the vector of its sample: `(B, m)`."""
-    return torch.linalg.vecdot(rows, x.unsqueeze(1))
-
-
-def _combined(weights, rows):
-    """The sum of `(B, m, n)` over its rows, with weights `(B, m, 1)`: `(B, n)`."""
-    return torch.linalg.vecdot(weights, rows, dim=1)
-
-
-def _seen(x, inplace):
-    """Whether the host reads numbers for nothing."""
-    return inplace and x.device.type == "cpu"
-
-
-def _surely_finite(x):
-    # Finite numbers may have a sum that is not; then each is looked at.
-    return math.isfinite(x.sum().item())
-
-
-def _put(buffer, slot, value, inplace):
-    """`buffer` with `value` in row `slot` of every sample."""
-    if inplace:
-        row = buffer.select(1, slot)
-        _ = row.copy_(value) if isinstance(value, Tensor) else row.fill_(value)
-        return buffer
-    index = torch.arange(buffer.shape[1], device=buffer.device) == slot
-    index = index.reshape(1, -1, *[1] * (buffer.ndim - 2))
-    if isinstance(value, Tensor):
-        value = value[:, None]
-    return torch.where(index, value, buffer)
