@@ -10,10 +10,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from parafix.core.torch import Anderson, Broyden, fixed_point, FixedPoint, RESULTS
+from parafix.core.torch import (
+    Anderson,
+    Broyden,
+    fixed_point,
+    FixedPoint,
+    GMRES,
+    ImplicitAdjoint,
+    RESULTS,
+)
 
 from ..harness import Answer, Case, Comparison, Contestant, deviation, Facts, Program
-from ..table import comparison, contestant, of_group, Table, Target
+from ..table import contestant, of_group, Table, Target
 from ..torch_layers import Layer
 from ..torch_programs import Counted, torch_environment, torch_program
 
@@ -54,9 +62,10 @@ def parafix(method: str) -> Peer:
 
     def solve(f, guess, tolerance, max_steps):
         solver = make(tolerance, tolerance)
-        solution = fixed_point(
-            f, guess, solver=solver, max_steps=max_steps, throw=False
-        )
+        # The tolerance of the linear solve behind the gradient, too.
+        adjoint = ImplicitAdjoint(linear_solver=GMRES(rtol=tolerance))
+        options = {"solver": solver, "adjoint": adjoint, "max_steps": max_steps}
+        solution = fixed_point(f, guess, **options, throw=False)
         return solution.value, RESULTS(int(solution.result.max())).name
 
     return Peer(f"parafix {method}", solve, True)
@@ -203,8 +212,8 @@ def _case(group, method, layer, build, limit):
         reference = functools.partial(_gradient, layer, order)
         measure = "deviation"
     return Case(
-        group,
-        f"{method}, {layer.samples} x {layer.size}",
+        f"{group}, {method}",
+        f"{layer.samples} x {layer.size}",
         [
             Contestant(peer.name, functools.partial(build, layer, peer), peer.required)
             for peer in peers
@@ -219,40 +228,26 @@ def _case(group, method, layer, build, limit):
 def _half_of_a_step() -> Target:
     def assess(records):
         words, met = [], True
-        for record, method in zip(of_group(records, STEP), METHODS, strict=True):
-            steps = []
-            for name in (f"torchdeq {method}", f"parafix {method}"):
-                found = contestant(record, name)
-                if found["problem"]:
-                    return f"{name}: {found['problem']}", False
-                steps.append(found["median"] / found["evaluations"])
-            words.append(f"{method} {steps[0] / steps[1]:.2f}")
-            met &= steps[0] >= 2 * steps[1]
-        return ", ".join(words), met
-
-    return Target(
-        f"{STEP}: a step of parafix in at most half of torchdeq's, by each method",
-        assess,
-    )
-
-
-def _no_slower() -> Target:
-    def assess(records):
-        words, met = [], True
-        for record, method in zip(of_group(records, BACKWARD), METHODS, strict=True):
+        for method in METHODS:
+            (record,) = of_group(records, f"{STEP}, {method}")
             names = f"torchdeq {method}", f"parafix {method}"
-            ratio = comparison(record, *names)
-            if ratio is None:
-                problem = contestant(record, names[0])["problem"]
-                words.append(f"{method}: {problem}")
-                met &= contestant(record, names[1])["problem"] is None
-                continue
-            words.append(f"{method} {ratio['medians']:.2f}")
-            met &= ratio["medians"] >= 1
+            theirs, ours = (contestant(record, name) for name in names)
+            if theirs["problem"] or ours["problem"]:
+                return f"{method}: {theirs['problem'] or ours['problem']}", False
+            # A busy machine interrupts what takes longer, so minima must do it, too.
+            medians, minima = (
+                (theirs[key] / theirs["evaluations"])
+                / (ours[key] / ours["evaluations"])
+                for key in ("median", "minimum")
+            )
+            words.append(f"{method} {medians:.2f} (by minima {minima:.2f})")
+            met &= min(medians, minima) >= 2
         return ", ".join(words), met
 
     return Target(
-        f"{BACKWARD}: parafix no slower than torchdeq, by each method", assess
+        f"{STEP}: an evaluation by torchdeq takes at least 2 of parafix, by medians "
+        "and by minima, by each method",
+        assess,
     )
 
 
@@ -260,7 +255,8 @@ def _right_twice() -> Target:
     def assess(records):
         found = [
             contestant(record, f"parafix {method}")
-            for record, method in zip(of_group(records, TWICE), METHODS, strict=True)
+            for method in METHODS
+            for record in of_group(records, f"{TWICE}, {method}")
         ]
         wrong = [item["problem"] for item in found if item["problem"]]
         worst = max(item["deviation"] or 0.0 for item in found)
@@ -286,8 +282,10 @@ TABLE = Table(
     "in another run; beside those of forward solves stands the time of one, with "
     f"everything that the solver does. Anderson with m={HISTORY}; Broyden of parafix "
     f"with memory {MEMORY}, that of torchdeq as it comes. torchdeq differentiates by "
-    "ift=True. A peer that is wrong is a finding, and no error.",
+    "ift=True and solves for the gradient by the same method; parafix does that by "
+    "GMRES to the same tolerance as forward, whatever the method. A peer that is wrong "
+    "is a finding, and no error.",
     cases,
-    [_half_of_a_step(), _no_slower(), _right_twice()],
+    [_half_of_a_step(), _right_twice()],
     torch_environment,
 )

@@ -163,14 +163,14 @@ def test_defaults(solver):
     "solver", ["fixed-point", "anderson", "good broyden", "newton"]
 )
 def test_failures(solver):
-    for name in testing_jax.zoo_names("hopeless"):
-        ours, theirs = both("fixed_point", solver, pair((name,), "float64"), 1e-9)
-        np.testing.assert_array_equal(ours[1], theirs[1], f"{name}, {solver}")
+    for names in (("becomes-nan", "nan-at-guess"), ("no-solution",)):
+        ours, theirs = both("fixed_point", solver, pair(names, "float64"), 1e-9)
+        np.testing.assert_array_equal(ours[1], theirs[1], f"{names}, {solver}")
         assert (ours[1] != 0).all()
         np.testing.assert_array_equal(ours[2]["num_steps"], theirs[2]["num_steps"])
         # Where there is nothing to find, iterates wander without end, and a change of
         # the last bit anywhere leads elsewhere.
-        if name != "no-solution":
+        if names != ("no-solution",):
             assert_near(theirs[0], ours[0], 1e-10)
     problems = pair(("tanh",), "float64")
     ours, theirs = both("fixed_point", solver, problems, 1e-9, max_steps=2)

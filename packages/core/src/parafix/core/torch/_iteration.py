@@ -14,7 +14,7 @@ from ._calculus import AbstractOperator, under_transforms
 from ._check import checked_tolerance
 from ._linear import looks
 from ._result import RESULTS
-from ._watch import Watch
+from ._watch import max_abs, Watch
 
 
 State = Float[Tensor, "B n"]
@@ -160,7 +160,7 @@ def iterate(
         with quiet:
             size, measured = measure(fixed(z), fixed(g))
             if step == 0:
-                limit = fixed(g).abs().amax(1) * eps**-0.75
+                limit = max_abs(fixed(g)) * eps**-0.75
                 if watched and not recorded:
                     watch = Watch(solver, limit)
                     watch.sees(torch.where(active[:, None], z, 0))
@@ -178,7 +178,7 @@ def iterate(
             elif better is not None:
                 residual = torch.where(better, measured, residual)
             if not calm:
-                going = (measured > 1) & (fixed(g).abs().amax(1) <= limit)
+                going = (measured > 1) & (max_abs(fixed(g)) <= limit)
                 ended = active & ~going
                 if not watched or anywhere(ended):
                     everyone = False
@@ -209,7 +209,7 @@ def iterate(
             change = fixed(new) - fixed(z)
             moves = False
             if watch is not None:
-                lengths = torch.linalg.vector_norm(change, torch.inf, 1)
+                lengths = max_abs(change)
                 if not everyone:
                     lengths = torch.where(active, lengths, watch.moving)
                 moves = watch.all_move(lengths)
@@ -259,7 +259,7 @@ def _measure(solver, like):
         if not positive:
             # 0 / 0 is an entry that is met exactly at zero tolerance.
             ratio = torch.where(g == 0, 0, ratio)
-        return size, torch.linalg.vector_norm(ratio, torch.inf, 1)
+        return size, max_abs(ratio)
 
     return measure
 

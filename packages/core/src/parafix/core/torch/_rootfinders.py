@@ -11,11 +11,12 @@ from ._check import checked_count, checked_tolerance
 from ._iteration import AbstractIteration, may_overwrite
 from ._linear import GMRES, linear_solve, LinearSolver, LU
 from ._rows import (
+    all_apart,
     combined,
+    divisor,
     length,
     products,
     put,
-    scale as scale_of,
     seen,
     surely_finite,
 )
@@ -122,7 +123,7 @@ class Anderson(AbstractIteration):
         change = g - last_g
         # Nothing to learn from a residual that came again: then this is infinite, and
         # the column zero.
-        scale = scale_of(change, inplace)
+        scale = divisor(change, inplace)
         if places is not None:
             move_at, column_at, row_at, transposed_at, diagonal_at = places[slot]
             torch.div(plain - last_plain, scale, out=move_at)
@@ -210,20 +211,20 @@ class Broyden(AbstractIteration):
         direction = dg if self.kind == "bad" else _apply(right, left, rank, dz)
         # `dz - H dg`
         missing = dz - (h - last_h)
-        slope = torch.linalg.vecdot(direction, dg).unsqueeze(1)
-        cosine = (slope / (scale_of(direction, inplace) * scale_of(dg, inplace))).abs()
+        slope = (direction * dg).sum(1, keepdim=True)
         eps = torch.finfo(z.dtype).eps
-        if seen(cosine, inplace) and cosine.min().item() > eps:
+        if seen(slope, inplace) and all_apart(slope, direction, dg, eps):
             new = missing / slope
         else:
             # An update along which the residual did not change would be rounding: its
             # row is zero.
-            good = cosine > eps
+            cosine = slope / (divisor(direction, inplace) * divisor(dg, inplace))
+            good = cosine.abs() > eps
             new = torch.where(good, missing / torch.where(good, slope, 1), 0)
             direction = torch.where(good, direction, 0)
         left = put(left, rank, new, inplace)
         right = put(right, rank, direction, inplace)
-        h = torch.addcmul(h, new, torch.linalg.vecdot(direction, g).unsqueeze(1))
+        h = torch.addcmul(h, new, (direction * g).sum(1, keepdim=True))
         steps = memory.num_steps + 1
         return z - h, _BroydenMemory(rank + 1, steps, z, g, h, left, right), 0
 

@@ -21,7 +21,7 @@ def length(x: Tensor) -> Tensor:
     return torch.where(squared > 0, torch.where(squared > 0, squared, 1).sqrt(), 0)
 
 
-def scale(x: Tensor, inplace: bool) -> Tensor:
+def divisor(x: Tensor, inplace: bool) -> Tensor:
     """The length, `(B, 1)`; infinite, or as good as that, where it is zero."""
     if inplace:
         # What is divided by it is zero, or so small that its square is none.
@@ -49,6 +49,14 @@ def combined(weights: Tensor, rows: Tensor) -> Tensor:
 def seen(x: Tensor, inplace: bool) -> bool:
     """Whether the host reads numbers for nothing."""
     return inplace and x.device.type == "cpu"
+
+
+def all_apart(dots: Tensor, x: Tensor, y: Tensor, eps: float) -> bool:
+    """Whether no sample's `x` and `y`, of products `dots`, are orthogonal to `eps`."""
+    lengths = (torch.linalg.vector_norm(each, 2, 1, True) for each in (x, y))
+    cosines = dots / torch.mul(*lengths)
+    # False where one is zero.
+    return cosines.abs().min().item() > eps
 
 
 def surely_finite(x: Tensor) -> bool:
