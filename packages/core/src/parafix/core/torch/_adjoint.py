@@ -9,9 +9,9 @@ from torch.autograd import forward_ad, Function
 from torch.utils import _pytree as pytree, checkpoint
 
 from ._calculus import (
+    AbstractClosed,
     AbstractOperator,
     alias,
-    AbstractClosed,
     forward_mode,
     grads,
     is_inexact,

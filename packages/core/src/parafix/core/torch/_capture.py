@@ -22,7 +22,12 @@ from torch.autograd import forward_ad
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
-from ._calculus import check_leaves, AbstractClosed, LinearisedOperator, under_transforms
+from ._calculus import (
+    AbstractClosed,
+    check_leaves,
+    LinearisedOperator,
+    under_transforms,
+)
 
 
 # From the `id` of a tensor to what stands in its place.
