@@ -1,0 +1,142 @@
+"""One layer of a recurrent network in one direction, solved for all times at once."""
+
+import dataclasses
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from parafix.core.torch import Chain, Leaf, RESULTS, Solution, solve_chain
+
+from ._cells import AbstractCell
+from ._sequences import Sequences
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class LayerInfo:
+    """How one layer of a module went in one direction.
+
+    **Attributes:**
+
+    - `layer`: its number, from 0.
+    - `reverse`: whether it runs from the end to the start.
+    - `solver`: what ran: a name, or the solver that the module was given.
+    - `reason`: why, in words, where `solver="auto"` has chosen; empty otherwise.
+    - `solution`: a [`parafix.core.torch.Solution`][] without its `value`, every other
+        entry with the samples in the order of the inputs; `None` where PyTorch's own
+        kernel ran, of which nothing is known.
+    """
+
+    layer: int
+    reverse: bool
+    solver: Any
+    reason: str = ""
+    solution: Solution[None] | None = None
+
+    @property
+    def result(self) -> Tensor | None:
+        """The code of a [`parafix.core.torch.RESULTS`][] member for each sample."""
+        return None if self.solution is None else self.solution.result
+
+    @property
+    def stats(self) -> dict[str, Tensor]:
+        """`num_steps`, `residual`, `converged_prefix`, ...; of each sample one."""
+        return {} if self.solution is None else self.solution.stats
+
+    @property
+    def successful(self) -> bool:
+        """Whether no sample is known to have failed. On a GPU, the host waits."""
+        result = self.result
+        return result is None or not bool((result != RESULTS.successful).any())
+
+    def message(self, sample: int | None = None) -> str:
+        """The sentence of one sample, or of the first that failed; empty if none did."""
+        if self.solution is None or self.successful:
+            return ""
+        if sample is None and self.solution.result.ndim:
+            failed = self.solution.result != RESULTS.successful
+            sample = int(failed.nonzero()[0])
+        return self.solution.message(sample)
+
+
+def solve_layer(
+    cell: AbstractCell,
+    inputs: Float[Tensor, "*rows i"],
+    init: Float[Tensor, "B n"],
+    sequences: Sequences,
+    present: Bool[Tensor, "T B 1"] | None,
+    reverse: bool,
+    options: dict[str, Any],
+) -> tuple[Float[Tensor, "T B n"], Float[Tensor, "B n"], Solution[None]]:
+    """The states at all times in the order of the inputs, the last, and how it went.
+
+    **Arguments:**
+
+    - `cell`: what runs.
+    - `inputs`: as layers exchange them, see `Sequences`.
+    - `init`: the state to start from, at the end if `reverse`.
+    - `sequences`, `present`: the layout, and what in it is no padding.
+    - `reverse`: whether to go through time backwards.
+    - `options`: those of `solve_chain`.
+    """
+    gates = sequences.spread(cell.gates(inputs)).to(init.dtype)
+    runs: AbstractCell | _Padded = cell
+    xs: Any = gates.flip(0) if reverse else gates
+    if present is not None:
+        runs, xs = _Padded(cell), (xs, present.flip(0) if reverse else present)
+    length = sequences.length
+    eps = torch.finfo(init.dtype).eps
+    problem = Chain(
+        runs.step,
+        init,
+        xs,
+        length,
+        offset=length - 1 if reverse else 0,
+        stride=-1 if reverse else 1,
+        leaves=tuple(Leaf(name, size, eps) for name, size in cell.sizes.items()),
+        broadcasts=True,
+        linearised=runs.linearised,
+    )
+    solution = solve_chain(problem, **options)
+    states = solution.value
+    last = states[-1]
+    return states.flip(0) if reverse else states, last, _about(solution, sequences)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Padded:
+    """`cell` where its inputs are real, and rest where they are padding.
+
+    A state that is carried along, with the identity for its Jacobian, leaves at the end
+    of the padding as it came, in both directions of time.
+    """
+
+    cell: AbstractCell
+
+    def step(self, z, x):
+        x, present = x
+        return torch.where(present, self.cell.step(z, x), z)
+
+    def linearised(self, z, x):
+        x, present = x
+        f, blocks = self.cell.linearised(z, x)
+        identity = torch.eye(z.shape[-1], dtype=z.dtype, device=z.device)
+        blocks = torch.where(present.unsqueeze(-1), blocks, identity)
+        return torch.where(present, f, z), blocks
+
+
+def _about(solution, sequences):
+    """What is known of a solve, without the states: they would be kept alive."""
+
+    def of_samples(x):
+        return sequences.of_samples(x) if isinstance(x, Tensor) and x.ndim else x
+
+    return dataclasses.replace(
+        solution,
+        value=None,
+        result=of_samples(solution.result),
+        stats={name: of_samples(x) for name, x in solution.stats.items()},
+        position=of_samples(solution.position),
+        leaf=of_samples(solution.leaf),
+    )

@@ -1,0 +1,338 @@
+"""The recurrent layers of `torch.nn`, solved for all times at once."""
+
+import abc
+import warnings
+from typing import Any, TYPE_CHECKING
+
+import torch
+from torch import nn, Tensor
+from torch.nn import functional as F
+from torch.nn.utils.rnn import PackedSequence
+
+from parafix.core.torch import AbstractSweep, as_sweep, checked_count, Sequential
+
+from ._auto_layer import choose_layer
+from ._cells import AbstractCell, ElmanCell, GRUCell, LSTMCell, Weights
+from ._layer import LayerInfo, solve_layer
+from ._sequences import Sequences
+
+
+if TYPE_CHECKING:
+    # What it is mixed with.
+    _Base = nn.RNNBase
+else:
+    _Base = abc.ABC
+
+
+class AbstractRecurrent(_Base):
+    """What a layer of `torch.nn` needs to be solved for all times at once.
+
+    Mixed in before the class of `torch.nn`, it takes its place in `forward` alone:
+    parameters, checkpoints, `flatten_parameters` and the rest are those of `torch.nn`.
+    """
+
+    info: tuple[LayerInfo, ...]
+
+    def __init__(
+        self,
+        *args: Any,
+        solver: str | AbstractSweep | Sequential = "auto",
+        rtol: float | None = None,
+        atol: float | None = None,
+        max_steps: int | None = None,
+        window: int | None = None,
+        throw: bool = False,
+        **kwargs: Any,
+    ):
+        super().__init__(*args, **kwargs)
+        # A wrong name or a doubled tolerance is an error here, and not in training.
+        as_sweep("deer" if _is_auto(solver) else solver, rtol, atol)
+        self.solver = solver
+        self.rtol, self.atol = rtol, atol
+        self.max_steps = checked_count("max_steps", max_steps)
+        self.window = checked_count("window", window)
+        self.throw = throw
+        self.info = ()
+        self._has_warned = False
+
+    @abc.abstractmethod
+    def _cell(self, weights: Weights) -> AbstractCell:
+        """The cell with these weights."""
+
+    def forward(self, input: Tensor | PackedSequence, hx: Any = None) -> Any:
+        if not self._serves(input, hx):
+            # The kernel says what is wrong with it, or returns what is empty.
+            return self._run_kernel(input, hx, "there is nothing to solve for")
+        sequences = Sequences.of(input, self.batch_first)
+        if _is_auto(self.solver):
+            return self._run_faster(sequences, input, hx)
+        solver = as_sweep(self.solver, self.rtol, self.atol)
+        if isinstance(solver, Sequential):
+            return self._run_kernel(input, hx)
+        out, self.info = self._solve(
+            sequences, input, hx, self.solver, self.max_steps, self.throw
+        )
+        failed = _first_failure(self.info)
+        if failed is not None and not self._has_warned:
+            self._has_warned = True
+            warnings.warn(
+                f"{type(self).__name__}(solver={self.solver!r}), "
+                f"{_place(failed)}: {failed.message()} The codes of every call are in "
+                "`info`; this warning comes once for each module.",
+                stacklevel=2,
+            )
+        return out
+
+    def extra_repr(self) -> str:
+        given = {
+            "solver": (self.solver, None),
+            "rtol": (self.rtol, None),
+            "atol": (self.atol, None),
+            "max_steps": (self.max_steps, None),
+            "window": (self.window, None),
+            "throw": (self.throw, False),
+        }
+        words = [f"{key}={x!r}" for key, (x, usual) in given.items() if x != usual]
+        return ", ".join([super().extra_repr(), *words])
+
+    def _run_kernel(self, input, hx, reason=""):
+        self.info = tuple(
+            LayerInfo(layer, reverse, "sequential", reason)
+            for layer, reverse in self._places()
+        )
+        return super().forward(input, hx)
+
+    def _run_faster(self, sequences, input, hx):
+        """What `choose_layer` says, and the kernel where a solve has failed."""
+        device = _data(input).device
+        choice = choose_layer(
+            self.mode,
+            sequences.length,
+            sequences.batch,
+            self.hidden_size,
+            self.proj_size,
+            gradient=self._wants_gradient(input),
+            platform=device.type,
+        )
+        if choice.solver == "sequential":
+            return self._run_kernel(input, hx, choice.reason)
+        limits = (choice.max_steps, self.max_steps)
+        max_steps = min(limit for limit in limits if limit is not None)
+        # The kernel has to draw what the solve has drawn.
+        draws = self.training and self.dropout > 0 and self.num_layers > 1
+        random = _random_state(device) if draws else None
+        out, info = self._solve(
+            sequences, input, hx, choice.solver, max_steps, False, choice.reason
+        )
+        failed = _first_failure(info)
+        if failed is None:
+            self.info = info
+            return out
+        if random is not None:
+            _set_random_state(device, random)
+        reason = f"{choice.solver} failed, {_place(failed)}: {failed.message()}"
+        return self._run_kernel(input, hx, reason)
+
+    def _solve(self, sequences, input, hx, solver, max_steps, throw, reason=""):
+        """The outputs as `forward` returns them, and the infos."""
+        options = {
+            "solver": solver,
+            "rtol": self.rtol,
+            "atol": self.atol,
+            "max_steps": max_steps,
+            "window": self.window,
+            "throw": throw,
+        }
+        outputs = sequences.enter(input)
+        kept, working = outputs.dtype, _working_dtype(self.all_weights[0][0])
+        starts = self._starts(sequences, hx, working)
+        present = sequences.present()
+        parts, ends, info = [], [], []
+        for start, (layer, reverse), tensors in zip(
+            starts, self._places(), self.all_weights, strict=True
+        ):
+            weights = Weights.of(tensors, self.bias).to(working)
+            cell = self._cell(weights)
+            states, end, solution = solve_layer(
+                cell, outputs, start, sequences, present, reverse, options
+            )
+            size, *_ = cell.sizes.values()
+            parts.append(sequences.gather(states[..., :size]))
+            ends.append(end.split([*cell.sizes.values()], -1))
+            info.append(LayerInfo(layer, reverse, solver, reason, solution))
+            if reverse == self.bidirectional:
+                outputs = torch.cat(parts, -1) if reverse else parts[0]
+                parts = []
+                if self.dropout and layer < self.num_layers - 1:
+                    outputs = F.dropout(outputs, self.dropout, self.training)
+        ends = [sequences.leave_state(torch.stack(x).to(kept)) for x in zip(*ends)]
+        last = ends[0] if len(ends) == 1 else tuple(ends)
+        return (sequences.leave(outputs.to(kept)), last), tuple(info)
+
+    def _starts(self, sequences, hx, dtype):
+        """The initial states of all layers and directions: `(B, n)` each."""
+        if hx is None:
+            weights = self.all_weights[0]
+            sizes = self._cell(Weights.of(weights, self.bias)).sizes
+            shape = (len(self.all_weights), sequences.batch, sum(sizes.values()))
+            return torch.zeros(shape, dtype=dtype, device=weights[0].device)
+        parts = hx if isinstance(hx, tuple | list) else (hx,)
+        return torch.cat([sequences.enter_state(x).to(dtype) for x in parts], -1)
+
+    def _places(self):
+        """Layer and direction of each entry of `all_weights`."""
+        directions = (False, True) if self.bidirectional else (False,)
+        return [(k, reverse) for k in range(self.num_layers) for reverse in directions]
+
+    def _serves(self, input, hx):
+        """Whether there is something to solve for. Otherwise the kernel returns what
+        it returns for nothing, or says what is wrong; some of that is raised here.
+        """
+        data = _data(input)
+        packed = isinstance(input, PackedSequence)
+        if data.numel() == 0 or not (packed or data.ndim in (2, 3)):
+            return False
+        single = not packed and data.ndim == 2
+        axis = 0 if self.batch_first else 1
+        data = data.unsqueeze(axis) if single else data
+        batch_sizes = input.batch_sizes if packed else None
+        if hx is None:
+            self.check_input(data, batch_sizes)
+            return True
+        states = hx if isinstance(hx, tuple) else (hx,)
+        if isinstance(hx, tuple) != (self.mode == "LSTM") or len(states) > 2:
+            return False
+        if any(x.ndim != (2 if single else 3) for x in states):
+            return False
+        if not _autocasts(data.device) and any(x.dtype != data.dtype for x in states):
+            return False
+        states = tuple(x.unsqueeze(1) if single else x for x in states)
+        hidden = states if isinstance(hx, tuple) else states[0]
+        self.check_forward_args(data, hidden, batch_sizes)
+        return True
+
+    def _wants_gradient(self, input):
+        tensors = (_data(input), *self.parameters())
+        return torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
+
+
+class RNN(AbstractRecurrent, nn.RNN):
+    """A drop-in for `torch.nn.RNN` that can treat all times at once.
+
+    See [`parafix.deer.torch.GRU`][] for what is added.
+    """
+
+    def _cell(self, weights):
+        return ElmanCell(weights, self.nonlinearity)
+
+
+class GRU(AbstractRecurrent, nn.GRU):
+    """A drop-in for `torch.nn.GRU` that can treat all times at once.
+
+    !!! example
+
+        ```python
+        import torch
+        from parafix.deer.torch import GRU
+
+        gru = GRU(4, 8, batch_first=True, solver="deer")
+        gru.load_state_dict(torch.nn.GRU(4, 8).state_dict())
+        output, h_n = gru(torch.randn(1, 10_000, 4))
+        gru.info[0].stats["num_steps"]  # sweeps over all times
+        ```
+
+    It is a `torch.nn.GRU`: the same constructor, parameters, checkpoints, layouts
+    (unbatched, batch first, packed) and results, and derivatives to any order. Layers
+    and directions are solved one after the other.
+
+    **Arguments:**
+
+    Those of `torch.nn.GRU`, and by keyword:
+
+    - `solver`: `"deer"` (Newton's method), any other registered sweep, a solver object,
+        `"sequential"` (the kernel of PyTorch itself), or `"auto"`: the faster one, as
+        [`parafix.deer.torch.choose_layer`][] has it.
+    - `rtol`, `atol`: tolerances on the states; `eps^(3/4)` of their dtype by default.
+    - `max_steps`: at most this many sweeps; by default the number of times, which
+        always is enough.
+    - `window`: solve this many times to the end before going on to the next. Bounds
+        memory by `O(T n) + O(window n^2)`, gradients included.
+    - `throw`: whether a solve that fails raises. If not, the module warns once, and
+        returns the last iterate, right on its `converged_prefix`. `"auto"` does
+        neither: it runs the kernel.
+
+    **Attributes:**
+
+    - `info`: of the last call, a [`parafix.deer.torch.LayerInfo`][] for each layer and
+        direction, in the order of `all_weights`: what ran, and how it went.
+
+    **Raises:**
+
+    What the module of `torch.nn` raises, in its words.
+
+    ??? note "Precision"
+
+        Modules in half precision are solved in float32, and what is returned is rounded
+        to their dtype. Under autocast the products with the inputs are taken in its
+        dtype and the recurrence in that of the weights, which is that of what is
+        returned.
+
+    ??? cite "Reference"
+
+        Lim, Zhu, Selfridge and Kasim, "Parallelizing non-linear sequential models over
+        the sequence length", ICLR 2024.
+    """
+
+    def _cell(self, weights):
+        return GRUCell(weights)
+
+
+class LSTM(AbstractRecurrent, nn.LSTM):
+    """A drop-in for `torch.nn.LSTM` that can treat all times at once.
+
+    See [`parafix.deer.torch.GRU`][] for what is added. A state is `h` and `c` jointly:
+    its Jacobian blocks have `hidden_size + (proj_size or hidden_size)` rows.
+    """
+
+    def _cell(self, weights):
+        return LSTMCell(weights)
+
+
+def _is_auto(solver):
+    return isinstance(solver, str) and solver == "auto"
+
+
+def _data(given):
+    return given.data if isinstance(given, PackedSequence) else given
+
+
+def _first_failure(info):
+    return next((item for item in info if not item.successful), None)
+
+
+def _place(item):
+    return f"layer {item.layer}" + (", backwards" if item.reverse else "")
+
+
+def _autocasts(device):
+    kind = device.type
+    return torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+
+
+def _working_dtype(weight):
+    """Of the recurrence: half precision would stop short of any tolerance."""
+    wide = torch.float64 if weight.dtype == torch.float64 else torch.float32
+    return wide
+
+
+def _random_state(device):
+    if device.type == "cpu":
+        return torch.get_rng_state()
+    return torch.get_device_module(device).get_rng_state(device)
+
+
+def _set_random_state(device, state):
+    if device.type == "cpu":
+        torch.set_rng_state(state)
+    else:
+        torch.get_device_module(device).set_rng_state(state, device)
