@@ -1,0 +1,8 @@
+"""parafix-deer for PyTorch: recurrences in parallel over time."""
+
+from ._auto_layer import choose_layer as choose_layer, LayerChoice as LayerChoice
+from ._layer import LayerInfo as LayerInfo
+from ._recurrent import GRU as GRU, LSTM as LSTM, RNN as RNN
+
+
+__all__ = ["GRU", "LSTM", "RNN", "LayerChoice", "LayerInfo", "choose_layer"]

@@ -10,3 +10,7 @@ class LayerChoice(NamedTuple):
     solver: str
     reason: str
     max_steps: int | None = None
+
+
+def choose_layer(mode, length, batch, hidden_size, proj_size, *, gradient, platform):
+    return LayerChoice("sequential", "not written")
