@@ -2,9 +2,10 @@
 
 import pytest
 import torch
+from torch import nn
+
 from parafix.core.testing.torch import assert_close, directional_derivative
 from parafix.deer.torch._cells import ElmanCell, GRUCell, LSTMCell, Weights
-from torch import nn
 
 
 LEAD = (3, 2)
@@ -82,7 +83,9 @@ def test_one_time_and_all_times_are_one_formula(make):
     x = cell.gates(x)
     together = cell.linearised(z, x)
     one_by_one = [cell.linearised(z[t], x[t]) for t in range(len(z))]
-    assert_close(together, tuple(map(torch.stack, zip(*one_by_one, strict=True))), 1e-14)
+    assert_close(
+        together, tuple(map(torch.stack, zip(*one_by_one, strict=True))), 1e-14
+    )
 
 
 @pytest.mark.parametrize("bias", [True, False])
@@ -136,9 +139,7 @@ def test_the_blocks_are_twice_differentiable(make):
     z, x = arguments(cell)
     x = cell.gates(x)
     generator = torch.Generator().manual_seed(1)
-    draw = lambda like: torch.randn(
-        like.shape, generator=generator, dtype=like.dtype
-    )
+    draw = lambda like: torch.randn(like.shape, generator=generator, dtype=like.dtype)
     weight, along = draw(z.unsqueeze(-1).expand(*z.shape, z.shape[-1])), draw(z)
 
     def first(z):
@@ -147,7 +148,7 @@ def test_the_blocks_are_twice_differentiable(make):
 
     point, gradient = first(z)
     found = derivative((gradient * along).sum(), point)
-    # The Hessian is symmetric. Between its kinks the blocks of a rectifier are constant.
+    # The Hessian is symmetric; between kinks, the blocks of a rectifier are constant.
     expected = directional_derivative(lambda z: first(z)[1].detach(), z, along)
     assert_close(found, expected, 1e-8)
     constant = isinstance(cell, ElmanCell) and cell.nonlinearity == "relu"

@@ -5,10 +5,11 @@ import copy
 import pytest
 import torch
 from hypothesis import given, strategies as st
-from parafix.core.testing.torch import assert_close, directional_derivative
-from parafix.deer.torch import GRU, LSTM, RNN
 from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence, PackedSequence
+
+from parafix.core.testing.torch import assert_close, directional_derivative
+from parafix.deer.torch import GRU, LSTM, RNN
 
 
 KINDS = {

@@ -1,6 +1,6 @@
 """The cells of the recurrent layers of `torch.nn`, and their Jacobians by formula.
 
-Everything here takes any leading axes: one time `(B, ...)`, or all of them `(T, B, ...)`.
+All of it takes any leading axes: one time `(B, ...)`, or all of them `(T, B, ...)`.
 """
 
 import abc
@@ -18,26 +18,30 @@ class Weights:
     """Of one layer in one direction, as `torch.nn` keeps them.
 
     - `inputs`: `(G h, i)`, and `states`: `(G h, p)`; `G` gates, one below the other.
-    - `input_bias`, `state_bias`: `(G h,)`, or `None`.
+    - `biases`: of the inputs and of the states, `(G h,)` each, or `None`.
     - `projection`: `(p, h)`, or `None`, in which case `p = h`.
     """
 
     inputs: Tensor
     states: Tensor
-    input_bias: Tensor | None = None
-    state_bias: Tensor | None = None
+    biases: tuple[Tensor, Tensor] | None = None
     projection: Tensor | None = None
 
     @classmethod
     def of(cls, tensors: Sequence[Tensor], bias: bool) -> "Weights":
         """From an entry of `all_weights` of a module of `torch.nn`."""
         inputs, states, *rest = tensors
-        biases = rest[:2] if bias else (None, None)
-        return cls(inputs, states, *biases, *(rest[2:] if bias else rest))
+        biases = (rest[0], rest[1]) if bias else None
+        return cls(inputs, states, biases, *(rest[2:] if bias else rest))
 
     def to(self, dtype: torch.dtype) -> "Weights":
-        tensors = (getattr(self, field.name) for field in dataclasses.fields(self))
-        return Weights(*(None if x is None else x.to(dtype) for x in tensors))
+        biases, projection = self.biases, self.projection
+        return Weights(
+            self.inputs.to(dtype),
+            self.states.to(dtype),
+            None if biases is None else (biases[0].to(dtype), biases[1].to(dtype)),
+            None if projection is None else projection.to(dtype),
+        )
 
 
 class AbstractCell(abc.ABC):
@@ -121,12 +125,13 @@ class GRUCell(AbstractCell):
 
     def gates(self, x):
         weights = self.weights
-        if weights.input_bias is None:
+        if weights.biases is None:
             return F.linear(x, weights.inputs)
-        # The state's bias of the candidate has its place behind the reset gate.
+        # The state's bias of the candidate has its place inside of the reset gate.
         size = weights.states.shape[1]
-        inside = F.pad(weights.state_bias[: 2 * size], (0, size))
-        return F.linear(x, weights.inputs, weights.input_bias + inside)
+        of_inputs, of_states = weights.biases
+        outside = F.pad(of_states[: 2 * size], (0, size))
+        return F.linear(x, weights.inputs, of_inputs + outside)
 
     def step(self, z, x):
         _, update, candidate, _ = self._evaluated(z, x)
@@ -152,8 +157,8 @@ class GRUCell(AbstractCell):
         gates = torch.sigmoid(x[..., : 2 * size] + of_state[..., : 2 * size])
         reset, update = gates.chunk(2, -1)
         s = of_state[..., 2 * size :]
-        if weights.state_bias is not None:
-            s = s + weights.state_bias[2 * size :]
+        if weights.biases is not None:
+            s = s + weights.biases[1][2 * size :]
         return reset, update, torch.tanh(x[..., 2 * size :] + reset * s), s
 
 
@@ -219,9 +224,7 @@ class LSTMCell(AbstractCell):
 
 
 def _sum_of_biases(weights):
-    if weights.input_bias is None:
-        return None
-    return weights.input_bias + weights.state_bias
+    return None if weights.biases is None else weights.biases[0] + weights.biases[1]
 
 
 def _scaled_rows(rows, weight):

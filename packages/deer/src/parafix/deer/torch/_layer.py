@@ -51,7 +51,7 @@ class LayerInfo:
         return result is None or not bool((result != RESULTS.successful).any())
 
     def message(self, sample: int | None = None) -> str:
-        """The sentence of one sample, or of the first that failed; empty if none did."""
+        """The sentence of one sample, or of the first that failed; empty if none."""
         if self.solution is None or self.successful:
             return ""
         if sample is None and self.solution.result.ndim:

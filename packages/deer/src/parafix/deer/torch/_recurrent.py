@@ -165,7 +165,10 @@ class AbstractRecurrent(_Base):
                 parts = []
                 if self.dropout and layer < self.num_layers - 1:
                     outputs = F.dropout(outputs, self.dropout, self.training)
-        ends = [sequences.leave_state(torch.stack(x).to(kept)) for x in zip(*ends)]
+        ends = [
+            sequences.leave_state(torch.stack(x).to(kept))
+            for x in zip(*ends, strict=True)
+        ]
         last = ends[0] if len(ends) == 1 else tuple(ends)
         return (sequences.leave(outputs.to(kept)), last), tuple(info)
 
@@ -200,14 +203,14 @@ class AbstractRecurrent(_Base):
             self.check_input(data, batch_sizes)
             return True
         states = hx if isinstance(hx, tuple) else (hx,)
-        if isinstance(hx, tuple) != (self.mode == "LSTM") or len(states) > 2:
+        if isinstance(hx, tuple) != (self.mode == "LSTM"):
             return False
         if any(x.ndim != (2 if single else 3) for x in states):
             return False
         if not _autocasts(data.device) and any(x.dtype != data.dtype for x in states):
             return False
         states = tuple(x.unsqueeze(1) if single else x for x in states)
-        hidden = states if isinstance(hx, tuple) else states[0]
+        hidden: Any = states if isinstance(hx, tuple) else states[0]
         self.check_forward_args(data, hidden, batch_sizes)
         return True
 
