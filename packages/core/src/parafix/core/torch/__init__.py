@@ -1,4 +1,4 @@
-"""parafix for PyTorch: fixed points, affine scans, and what they promise."""
+"""parafix for PyTorch: fixed points, chains, affine scans, and what they promise."""
 
 from ._adjoint import (
     AbstractAdjoint as AbstractAdjoint,
@@ -9,6 +9,8 @@ from ._adjoint import (
     UnrolledAdjoint as UnrolledAdjoint,
 )
 from ._affine_scan import affine_scan as affine_scan
+from ._chain import Chain as Chain, jacobian as jacobian, Leaf as Leaf
+from ._chain_adjoint import ChainAdjoint as ChainAdjoint
 from ._check import (
     checked_count as checked_count,
     checked_tolerance as checked_tolerance,
@@ -32,6 +34,9 @@ from ._scan import (
     SequentialScan as SequentialScan,
 )
 from ._solution import Solution as Solution
+from ._solve_chain import assess as assess, solve_chain as solve_chain
+from ._solver import as_sweep as as_sweep, Sequential as Sequential
+from ._sweep import AbstractSweep as AbstractSweep, Jacobi as Jacobi
 
 
 __all__ = [
@@ -42,23 +47,33 @@ __all__ = [
     "AbstractDenseTangent",
     "AbstractIteration",
     "AbstractScan",
+    "AbstractSweep",
     "Anderson",
     "AssociativeScan",
     "BlockedScan",
     "Broyden",
+    "Chain",
+    "ChainAdjoint",
     "FixedPoint",
     "ImplicitAdjoint",
+    "Jacobi",
+    "Leaf",
     "Newton",
     "NewtonKrylov",
     "OneStepAdjoint",
     "PhantomAdjoint",
+    "Sequential",
     "SequentialScan",
     "Solution",
     "UnrolledAdjoint",
     "affine_scan",
+    "as_sweep",
+    "assess",
     "checked_count",
     "checked_tolerance",
     "default_tolerance",
     "fixed_point",
+    "jacobian",
     "root_find",
+    "solve_chain",
 ]

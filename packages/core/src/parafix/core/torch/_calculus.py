@@ -163,7 +163,9 @@ def _double_pull(out, inputs, tangents, differentiable):
     return torch.zeros_like(out).detach() if tangent is None else tangent
 
 
-def pull_back(map: AbstractClosed, z: Tensor, params: Sequence[Tensor], v: Tensor) -> Tensor:
+def pull_back(
+    map: AbstractClosed, z: Tensor, params: Sequence[Tensor], v: Tensor
+) -> Tensor:
     """`J^T v` with `J` the Jacobian in `z`."""
     (pulled,) = vjp(lambda z: map(z, params), (z,), v)
     assert pulled is not None
@@ -171,7 +173,11 @@ def pull_back(map: AbstractClosed, z: Tensor, params: Sequence[Tensor], v: Tenso
 
 
 def product(
-    map: AbstractClosed, z: Tensor, params: Sequence[Tensor], v: Tensor, transposed: bool
+    map: AbstractClosed,
+    z: Tensor,
+    params: Sequence[Tensor],
+    v: Tensor,
+    transposed: bool,
 ) -> Tensor:
     """`J v`, or `J^T v`, with `J` the Jacobian in `z`."""
     if transposed:

@@ -22,7 +22,12 @@ from torch.autograd import forward_ad
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
-from ._calculus import check_leaves, AbstractClosed, LinearisedOperator, under_transforms
+from ._calculus import (
+    AbstractClosed,
+    check_leaves,
+    LinearisedOperator,
+    under_transforms,
+)
 
 
 # From the `id` of a tensor to what stands in its place.
@@ -243,6 +248,10 @@ class Captured(AbstractClosed):
             with _eager(), _Exchanging(exchange, self.uses):
                 return self.fn(z, exchange)
 
+    def running(self, fn: Callable[[Tensor, Exchange], Any]) -> "Captured":
+        """The same exchange for another function, which calls as this one does."""
+        return Captured(fn, self.autocast, self.eps, self.originals, self.uses)
+
     def vmapped(self, size, in_dims, randomness):
         return _Vmapped(self, size, in_dims, randomness)
 
@@ -297,8 +306,9 @@ def capture(
     autocast: Autocast,
     eps: float,
     linearised: bool,
+    inside: Sequence[Tensor] = (),
 ) -> Capture:
-    """Runs `fn(z)` once to find the tensors that it depends on.
+    """Runs `fn(z)` once to find the tensors that it depends on, but those in `inside`.
 
     Seen are all arguments of PyTorch's own functions. Those of scripted modules and of
     a `torch.autograd.Function` are not, unless they are in `args`.
@@ -311,7 +321,7 @@ def capture(
     z = z.detach()
     if linearised and plain:
         z.requires_grad_()
-    recording = _Recording([z])
+    recording = _Recording([z, *inside])
     for leaf in pytree.tree_leaves(args):
         if isinstance(leaf, Tensor):
             recording.note(leaf)
@@ -322,8 +332,12 @@ def capture(
     params = tuple(map(_resolved, originals))
     start = None
     if plain:
-        check_leaves(value, [z, *originals, *params])
-        operator = LinearisedOperator.of(value, z, False, eps)
-        start = value.detach(), operator if linearised else None
+        for out in _leaves(value):
+            check_leaves(out, [z, *inside, *originals, *params])
+        operator = None
+        if linearised:
+            operator = LinearisedOperator.of(value, z, False, eps)
+        if isinstance(value, Tensor):
+            start = value.detach(), operator
     map_ = Captured(fn, autocast, eps, originals, recording.uses)
     return Capture(map_, params, start)

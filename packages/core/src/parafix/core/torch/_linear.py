@@ -9,8 +9,8 @@ from torch import Tensor
 from torch.autograd import Function
 
 from ._calculus import (
-    AbstractOperator,
     AbstractClosed,
+    AbstractOperator,
     forward_mode,
     jvp,
     LinearisedOperator,
