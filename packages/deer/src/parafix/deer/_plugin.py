@@ -28,6 +28,14 @@ def parafix_rootfinders() -> Iterator[Component]:
         summary="Newton for chains: full Jacobian blocks and one scan per sweep",
         cite=(_LIM,),
     )
+    yield Component(
+        "rootfinder",
+        "deer",
+        "torch",
+        "parafix.deer.torch:DEER",
+        summary="Newton for chains: full Jacobian blocks and one scan per sweep",
+        cite=(_LIM,),
+    )
 
 
 @hookimpl

@@ -1,0 +1,22 @@
+import dataclasses
+from typing import ClassVar
+
+from parafix.core.torch import AbstractSweep, jacobian
+
+
+@dataclasses.dataclass(frozen=True)
+class DEER(AbstractSweep):
+    """DEER: Newton's method on all times at once; `A_t` is the Jacobian of the step.
+
+    Quadratic convergence: a handful of sweeps for a recurrence that forgets, whatever
+    its length; exactly one update for a linear recurrence. A sweep costs the Jacobian
+    of the step at all times and one dense affine scan.
+    """
+
+    newton: ClassVar[bool] = True
+
+    def transition(self, step, z, x):
+        return jacobian(step, z, x)
+
+    def num_linear(self, size):
+        return size
