@@ -61,7 +61,6 @@ class AbstractRecurrent(_Base):
 
     def forward(self, input: Tensor | PackedSequence, hx: Any = None) -> Any:
         if not self._serves(input, hx):
-            # The kernel says what is wrong with it, or returns what is empty.
             return self._run_kernel(input, hx, "there is nothing to solve for")
         sequences = Sequences.of(input, self.batch_first)
         if _is_auto(self.solver):
@@ -79,7 +78,8 @@ class AbstractRecurrent(_Base):
                 f"{type(self).__name__}(solver={self.solver!r}), "
                 f"{_place(failed)}: {failed.message()} The codes of every call are in "
                 "`info`; this warning comes once for each module.",
-                stacklevel=2,
+                # Above are two functions with which PyTorch calls modules.
+                stacklevel=4,
             )
         return out
 
@@ -143,8 +143,10 @@ class AbstractRecurrent(_Base):
             "window": self.window,
             "throw": throw,
         }
-        outputs = sequences.enter(input)
-        kept, working = outputs.dtype, _working_dtype(self.all_weights[0][0])
+        kept = self.all_weights[0][0].dtype
+        # Half precision would stop short of any tolerance.
+        working = torch.float64 if kept == torch.float64 else torch.float32
+        outputs = sequences.enter(input).to(working)
         starts = self._starts(sequences, hx, working)
         present = sequences.present()
         parts, ends, info = [], [], []
@@ -188,30 +190,33 @@ class AbstractRecurrent(_Base):
         return [(k, reverse) for k in range(self.num_layers) for reverse in directions]
 
     def _serves(self, input, hx):
-        """Whether there is something to solve for. Otherwise the kernel returns what
-        it returns for nothing, or says what is wrong; some of that is raised here.
+        """Whether there is something to solve for, and everything fits. Otherwise the
+        kernel returns what it returns for nothing, or says in its words what is wrong.
         """
         data = _data(input)
         packed = isinstance(input, PackedSequence)
         if data.numel() == 0 or not (packed or data.ndim in (2, 3)):
             return False
         single = not packed and data.ndim == 2
-        axis = 0 if self.batch_first else 1
-        data = data.unsqueeze(axis) if single else data
         batch_sizes = input.batch_sizes if packed else None
-        if hx is None:
-            self.check_input(data, batch_sizes)
-            return True
-        states = hx if isinstance(hx, tuple) else (hx,)
-        if isinstance(hx, tuple) != (self.mode == "LSTM"):
+        states = hx if isinstance(hx, tuple) else () if hx is None else (hx,)
+        if hx is not None and isinstance(hx, tuple) != (self.mode == "LSTM"):
             return False
         if any(x.ndim != (2 if single else 3) for x in states):
             return False
         if not _autocasts(data.device) and any(x.dtype != data.dtype for x in states):
             return False
-        states = tuple(x.unsqueeze(1) if single else x for x in states)
-        hidden: Any = states if isinstance(hx, tuple) else states[0]
-        self.check_forward_args(data, hidden, batch_sizes)
+        if single:
+            data = data.unsqueeze(0 if self.batch_first else 1)
+            states = tuple(x.unsqueeze(1) for x in states)
+        hidden: Any = states if isinstance(hx, tuple) else (*states, None)[0]
+        try:
+            if hidden is None:
+                self.check_input(data, batch_sizes)
+            else:
+                self.check_forward_args(data, hidden, batch_sizes)
+        except (RuntimeError, ValueError):
+            return False
         return True
 
     def _wants_gradient(self, input):
@@ -320,12 +325,6 @@ def _place(item):
 def _autocasts(device):
     kind = device.type
     return torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
-
-
-def _working_dtype(weight):
-    """Of the recurrence: half precision would stop short of any tolerance."""
-    wide = torch.float64 if weight.dtype == torch.float64 else torch.float32
-    return wide
 
 
 def _random_state(device):
