@@ -8,7 +8,7 @@ from torch.utils import _pytree as pytree
 from ._adjoint import AbstractAdjoint, ImplicitAdjoint
 from ._capture import Autocast
 from ._certificate import certify, ErrorEstimate, worst
-from ._chain import Chain, parted, States
+from ._chain import Chain, Leaf, parted, States
 from ._chain_adjoint import ChainAdjoint, ChainProblem
 from ._check import checked_count, checked_tolerance
 from ._measure import at, first
@@ -83,7 +83,8 @@ def solve_chain(
     max_steps = checked_count("max_steps", max_steps)
     window = checked_count("window", window)
     autocast = Autocast.now(init.device)
-    solver = as_sweep(solver, rtol, atol, _default_tolerance(problem, autocast))
+    wide = _widened(problem, autocast)
+    solver = as_sweep(solver, rtol, atol, wide.eps**0.75)
     adjoint = as_adjoint(adjoint)
     if length == 0 or init.numel() == 0:
         return _empty_solution(problem)
@@ -91,7 +92,7 @@ def solve_chain(
         return _solve_sequentially(problem, solver)
     eps = autocast.eps([init.dtype])
     task = ChainProblem(
-        problem,
+        wide,
         autocast,
         eps,
         solver,
@@ -99,13 +100,14 @@ def solve_chain(
         length if window is None else min(window, length),
         throw,
     )
-    guess = None if guess is None else guess.to(init.dtype)
+    guess = None if guess is None else guess.to(wide.init.dtype)
     with autocast.entered(enabled=False):
         z, report, error = adjoint.apply(task, guess)
     # What is not a sweep is a certificate, which takes the whole Jacobian.
     certificates = report.num_evals - report.num_steps
     linear = report.num_steps * solver.num_linear(problem.size)
-    return _solution(problem, z, report, error, linear + certificates * problem.size)
+    linear = linear + certificates * problem.size
+    return _solution(problem, z.to(init.dtype), report, error, linear)
 
 
 def as_adjoint(adjoint: Any) -> ChainAdjoint:
@@ -151,16 +153,13 @@ def assess(
     """
     if z.numel() == 0:
         return _empty_solution(problem)
-    autocast = Autocast.now(z.device)
-    default = _default_tolerance(problem, autocast)
-    rtol = checked_tolerance("rtol", rtol, default)
-    atol = checked_tolerance("atol", atol, default)
+    wide = _widened(problem, Autocast.now(z.device))
+    rtol = checked_tolerance("rtol", rtol, wide.eps**0.75)
+    atol = checked_tolerance("atol", atol, wide.eps**0.75)
     # What is reported about the states carries no derivative.
-    fixed = pytree.tree_map_only(
-        Tensor, torch.Tensor.detach, (problem.init, problem.xs)
-    )
-    fixed = dataclasses.replace(problem, init=fixed[0], xs=fixed[1])
-    states = z.detach()
+    init, xs = pytree.tree_map_only(Tensor, torch.Tensor.detach, (wide.init, wide.xs))
+    fixed = dataclasses.replace(wide, init=init, xs=xs)
+    states = z.detach().to(init.dtype)
     with torch.no_grad():
         prefix = first(~torch.isfinite(states), 0, problem.length)
         none = torch.zeros_like(prefix)
@@ -185,9 +184,27 @@ def assess(
     return _solution(problem, z, report, error, none + products)
 
 
-def _default_tolerance(problem, autocast):
-    eps = problem.eps
-    return eps**0.75
+def _widened(problem, autocast):
+    """The chain on states of at least single precision, and what rounds its steps."""
+    dtype = problem.init.dtype
+    leaves = problem.leaves or (Leaf("", problem.size, torch.finfo(dtype).eps),)
+    if autocast.enabled and dtype != torch.float64:
+        # What runs in reduced precision rounds to it, whatever the dtype of the state.
+        reduced = autocast.eps([dtype])
+        leaves = [leaf._replace(eps=max(leaf.eps, reduced)) for leaf in leaves]
+    problem = dataclasses.replace(problem, leaves=tuple(leaves))
+    wide = torch.promote_types(dtype, torch.float32)
+    if wide == dtype:
+        return problem
+    step, formula = problem.step, problem.linearised
+    if formula is not None:
+        formula = lambda z, x: problem.linearised(z.to(dtype), x)
+    return dataclasses.replace(
+        problem,
+        step=lambda z, x: step(z.to(dtype), x),
+        init=problem.init.to(wide),
+        linearised=formula,
+    )
 
 
 def _empty_solution(problem):
