@@ -1,4 +1,4 @@
-"""The recurrent layers of `torch.nn`, solved for all times at once."""
+"""What the recurrent layers have in common: their plumbing, and who runs them."""
 
 import abc
 import warnings
@@ -12,7 +12,7 @@ from torch.nn.utils.rnn import PackedSequence
 from parafix.core.torch import AbstractSweep, as_sweep, checked_count, Sequential
 
 from ._auto_layer import choose_layer
-from ._cells import AbstractCell, ElmanCell, GRUCell, LSTMCell, Weights
+from ._cells import AbstractCell, Weights
 from ._layer import LayerInfo, solve_layer
 from ._sequences import Sequences
 
@@ -54,6 +54,8 @@ class AbstractRecurrent(_Base):
         self.throw = throw
         self.info = ()
         self._has_warned = False
+        # Of "auto": for how many calls it rests, and did at the last failure.
+        self._rest = self._pause = 0
 
     @abc.abstractmethod
     def _cell(self, weights: Weights) -> AbstractCell:
@@ -104,32 +106,40 @@ class AbstractRecurrent(_Base):
 
     def _run_faster(self, sequences, input, hx):
         """What `choose_layer` says, and the kernel where a solve has failed."""
-        device = _data(input).device
+        data = _data(input)
         choice = choose_layer(
             self.mode,
             sequences.length,
             sequences.batch,
-            self.hidden_size,
-            self.proj_size,
-            gradient=self._wants_gradient(input),
-            platform=device.type,
+            sum(self._sizes.values()),
+            gradient=self._wants_gradient(data),
+            platform=data.device.type,
+            fused=self._is_fused(data),
         )
         if choice.solver == "sequential":
             return self._run_kernel(input, hx, choice.reason)
+        if self._rest:
+            self._rest -= 1
+            return self._run_kernel(
+                input, hx, "a solve has failed; the next is tried in a later call"
+            )
         limits = (choice.max_steps, self.max_steps)
         max_steps = min(limit for limit in limits if limit is not None)
         # The kernel has to draw what the solve has drawn.
         draws = self.training and self.dropout > 0 and self.num_layers > 1
-        random = _random_state(device) if draws else None
+        random = _random_state(data.device) if draws else None
         out, info = self._solve(
             sequences, input, hx, choice.solver, max_steps, False, choice.reason
         )
         failed = _first_failure(info)
         if failed is None:
-            self.info = info
+            self.info, self._pause = info, 0
             return out
+        # Twice as many calls without a solve as the last time: what is lost by solves
+        # that fail is little beside all calls.
+        self._rest = self._pause = min(2 * self._pause + 1, 1023)
         if random is not None:
-            _set_random_state(device, random)
+            _set_random_state(data.device, random)
         reason = f"{choice.solver} failed, {_place(failed)}: {failed.message()}"
         return self._run_kernel(input, hx, reason)
 
@@ -143,7 +153,7 @@ class AbstractRecurrent(_Base):
             "window": self.window,
             "throw": throw,
         }
-        kept = self.all_weights[0][0].dtype
+        kept = _weight(self).dtype
         # Half precision would stop short of any tolerance.
         working = torch.float64 if kept == torch.float64 else torch.float32
         outputs = sequences.enter(input).to(working)
@@ -177,10 +187,9 @@ class AbstractRecurrent(_Base):
     def _starts(self, sequences, hx, dtype):
         """The initial states of all layers and directions: `(B, n)` each."""
         if hx is None:
-            weights = self.all_weights[0]
-            sizes = self._cell(Weights.of(weights, self.bias)).sizes
-            shape = (len(self.all_weights), sequences.batch, sum(sizes.values()))
-            return torch.zeros(shape, dtype=dtype, device=weights[0].device)
+            sizes = self._sizes.values()
+            shape = (len(self.all_weights), sequences.batch, sum(sizes))
+            return torch.zeros(shape, dtype=dtype, device=_weight(self).device)
         parts = hx if isinstance(hx, tuple | list) else (hx,)
         return torch.cat([sequences.enter_state(x).to(dtype) for x in parts], -1)
 
@@ -219,91 +228,25 @@ class AbstractRecurrent(_Base):
             return False
         return True
 
-    def _wants_gradient(self, input):
-        tensors = (_data(input), *self.parameters())
+    @property
+    def _sizes(self):
+        """Those of a state: see `AbstractCell.sizes`."""
+        return self._cell(Weights.of(self.all_weights[0], self.bias)).sizes
+
+    def _wants_gradient(self, data):
+        tensors = (data, *self.parameters())
         return torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
 
-
-class RNN(AbstractRecurrent, nn.RNN):
-    """A drop-in for `torch.nn.RNN` that can treat all times at once.
-
-    See [`parafix.deer.torch.GRU`][] for what is added.
-    """
-
-    def _cell(self, weights):
-        return ElmanCell(weights, self.nonlinearity)
-
-
-class GRU(AbstractRecurrent, nn.GRU):
-    """A drop-in for `torch.nn.GRU` that can treat all times at once.
-
-    !!! example
-
-        ```python
-        import torch
-        from parafix.deer.torch import GRU
-
-        gru = GRU(4, 8, batch_first=True, solver="deer")
-        gru.load_state_dict(torch.nn.GRU(4, 8).state_dict())
-        output, h_n = gru(torch.randn(1, 10_000, 4))
-        gru.info[0].stats["num_steps"]  # sweeps over all times
-        ```
-
-    It is a `torch.nn.GRU`: the same constructor, parameters, checkpoints, layouts
-    (unbatched, batch first, packed) and results, and derivatives to any order. Layers
-    and directions are solved one after the other.
-
-    **Arguments:**
-
-    Those of `torch.nn.GRU`, and by keyword:
-
-    - `solver`: `"deer"` (Newton's method), any other registered sweep, a solver object,
-        `"sequential"` (the kernel of PyTorch itself), or `"auto"`: the faster one, as
-        [`parafix.deer.torch.choose_layer`][] has it.
-    - `rtol`, `atol`: tolerances on the states; `eps^(3/4)` of their dtype by default.
-    - `max_steps`: at most this many sweeps; by default the number of times, which
-        always is enough.
-    - `window`: solve this many times to the end before going on to the next. Bounds
-        memory by `O(T n) + O(window n^2)`, gradients included.
-    - `throw`: whether a solve that fails raises. If not, the module warns once, and
-        returns the last iterate, right on its `converged_prefix`. `"auto"` does
-        neither: it runs the kernel.
-
-    **Attributes:**
-
-    - `info`: of the last call, a [`parafix.deer.torch.LayerInfo`][] for each layer and
-        direction, in the order of `all_weights`: what ran, and how it went.
-
-    **Raises:**
-
-    What the module of `torch.nn` raises, in its words.
-
-    ??? note "Precision"
-
-        Modules in half precision are solved in float32, and what is returned is rounded
-        to their dtype. Under autocast the products with the inputs are taken in its
-        dtype and the recurrence in that of the weights, which is that of what is
-        returned.
-
-    ??? cite "Reference"
-
-        Lim, Zhu, Selfridge and Kasim, "Parallelizing non-linear sequential models over
-        the sequence length", ICLR 2024.
-    """
-
-    def _cell(self, weights):
-        return GRUCell(weights)
-
-
-class LSTM(AbstractRecurrent, nn.LSTM):
-    """A drop-in for `torch.nn.LSTM` that can treat all times at once.
-
-    See [`parafix.deer.torch.GRU`][] for what is added. A state is `h` and `c` jointly:
-    its Jacobian blocks have `hidden_size + (proj_size or hidden_size)` rows.
-    """
-
-    def _cell(self, weights):
-        return LSTMCell(weights)
+    def _is_fused(self, data):
+        """Whether oneDNN runs the whole sequence."""
+        return (
+            self.mode == "LSTM"
+            and self.proj_size == 0
+            and data.device.type == "cpu"
+            and data.dtype in (torch.float32, torch.bfloat16)
+            and torch.backends.mkldnn.is_available()
+            and torch.backends.mkldnn.enabled  # pyright: ignore
+        )
 
 
 def _is_auto(solver):
@@ -312,6 +255,10 @@ def _is_auto(solver):
 
 def _data(given):
     return given.data if isinstance(given, PackedSequence) else given
+
+
+def _weight(module):
+    return module.all_weights[0][0]
 
 
 def _first_failure(info):
