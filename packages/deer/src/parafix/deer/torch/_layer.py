@@ -126,17 +126,17 @@ class _Padded:
         return torch.where(present, f, z), blocks
 
 
-def _about(solution, sequences):
+def _about(solution: Solution[Any], sequences: Sequences) -> Solution[None]:
     """What is known of a solve, without the states: they would be kept alive."""
 
     def of_samples(x):
         return sequences.of_samples(x) if isinstance(x, Tensor) and x.ndim else x
 
-    return dataclasses.replace(
-        solution,
-        value=None,
+    return Solution(
+        None,
         result=of_samples(solution.result),
         stats={name: of_samples(x) for name, x in solution.stats.items()},
         position=of_samples(solution.position),
         leaf=of_samples(solution.leaf),
+        leaves=solution.leaves,
     )

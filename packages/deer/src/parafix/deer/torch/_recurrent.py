@@ -239,14 +239,12 @@ class AbstractRecurrent(_Base):
 
     def _is_fused(self, data):
         """Whether oneDNN runs the whole sequence."""
-        return (
-            self.mode == "LSTM"
-            and self.proj_size == 0
-            and data.device.type == "cpu"
-            and data.dtype in (torch.float32, torch.bfloat16)
-            and torch.backends.mkldnn.is_available()
-            and torch.backends.mkldnn.enabled  # pyright: ignore
+        serves = torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled
+        here = data.device.type == "cpu" and data.dtype in (
+            torch.float32,
+            torch.bfloat16,
         )
+        return self.mode == "LSTM" and not self.proj_size and here and bool(serves)
 
 
 def _is_auto(solver):
