@@ -282,7 +282,7 @@ def demo(session):
 @nox.session
 def bench(session):
     """Side-by-side timings; arguments after `--` go to `python -m benchmarks`."""
-    install(session, *editable(PACKAGES, "jax", "demo"), "jaxopt")
+    install(session, *editable(PACKAGES, *BACKENDS, "demo"), "jaxopt")
     session.run("python", "-m", "benchmarks", *session.posargs)
 
 

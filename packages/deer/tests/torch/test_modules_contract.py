@@ -191,6 +191,28 @@ def test_autocast(ours, theirs):
 
 
 @both
+def test_autocast_leaves_the_recurrence_alone(ours, theirs):
+    mine, other = ours(2, 3, solver="deer"), theirs(2, 3)
+    x = torch.randn(20, 4, 2)
+    gates = nn.Linear(2, len(mine.weight_ih_l0), bias=False)
+    with torch.no_grad():
+        mine.weight_ih_l0.copy_(mine.weight_ih_l0.bfloat16())
+        mine.bias_ih_l0.zero_()
+        mine.bias_hh_l0.zero_()
+        gates.weight.copy_(mine.weight_ih_l0)
+    other.load_state_dict(mine.state_dict())
+    with torch.autocast("cpu", torch.bfloat16):
+        found = mine(x)
+        rounded = gates(x).float()
+    # The same from a layer whose inputs are the gates, rounded.
+    wide = theirs(rounded.shape[-1], 3)
+    state = other.state_dict()
+    state["weight_ih_l0"] = torch.eye(rounded.shape[-1])
+    wide.load_state_dict(state)
+    assert_close(found, wide(rounded), 1e-5)
+
+
+@both
 def test_functional_calls(ours, theirs):
     mine, other = ours(2, 3, solver="deer").double(), theirs(2, 3).double()
     x = torch.randn(5, 4, 2, dtype=torch.float64)
@@ -207,6 +229,31 @@ def test_functional_calls(ours, theirs):
     names = [name for name, _ in other.named_parameters()]
     expected = dict(zip(names, expected[:-1], strict=True)), expected[-1]
     assert_close(found, expected, 1e-9)
+
+
+@each
+def test_transforms(ours):
+    # `torch.nn` itself knows neither `vmap` nor forward mode here.
+    module = ours(2, 3, num_layers=2, solver="deer").double()
+    kernel = copy.deepcopy(module)
+    kernel.solver = "sequential"
+    x = torch.randn(3, 5, 2, 2, dtype=torch.float64)
+
+    def loss(x):
+        return module(x)[0].square().sum()
+
+    states = torch.func.vmap(lambda x: module(x)[0])(x)
+    assert_close(states, torch.stack([kernel(y)[0] for y in x]), 1e-9)
+    assert module.info[1].result.shape == (3, 2)
+    assert module.info[1].successful
+    expected = []
+    for y in x:
+        y = y.clone().requires_grad_()
+        value = kernel(y)[0].square().sum()
+        expected.append(torch.autograd.grad(value, y)[0])
+    assert_close(torch.func.vmap(torch.func.grad(loss))(x), torch.stack(expected), 1e-9)
+    assert_close(torch.func.jacfwd(loss)(x[0]), expected[0], 1e-9)
+    assert not any(z.requires_grad for z in module.info[0].stats.values())
 
 
 def expanding(ours=GRU, **options):

@@ -1,11 +1,18 @@
 """One layer of a recurrent network in one direction, solved for all times at once."""
 
+import contextlib
 import dataclasses
 from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
+from torch._C._functorch import (
+    get_unwrapped,
+    is_batchedtensor,
+    is_functorch_wrapped_tensor,
+    maybe_get_bdim,
+)
 
 from parafix.core.torch import Chain, Leaf, RESULTS, Solution, solve_chain
 
@@ -98,7 +105,9 @@ def solve_layer(
         broadcasts=True,
         linearised=runs.linearised,
     )
-    solution = solve_chain(problem, **options)
+    # What is rounded in a recurrence is carried on: no autocast in here.
+    with _exactly(init.device):
+        solution = solve_chain(problem, **options)
     states = solution.value
     last = states[-1]
     return states.flip(0) if reverse else states, last, _about(solution, sequences)
@@ -126,17 +135,44 @@ class _Padded:
         return torch.where(present, f, z), blocks
 
 
+def autocasts(device: torch.device) -> bool:
+    """Whether autocast is on for a device."""
+    kind = device.type
+    return torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+
+
+def _exactly(device):
+    if autocasts(device):
+        return torch.autocast(device.type, enabled=False)
+    return contextlib.nullcontext()
+
+
 def _about(solution: Solution[Any], sequences: Sequences) -> Solution[None]:
     """What is known of a solve, without the states: they would be kept alive."""
 
-    def of_samples(x):
-        return sequences.of_samples(x) if isinstance(x, Tensor) and x.ndim else x
+    def kept(x):
+        if isinstance(x, Tensor):
+            x = _plain(sequences.of_samples(x) if x.ndim else x)
+        return x
 
     return Solution(
         None,
-        result=of_samples(solution.result),
-        stats={name: of_samples(x) for name, x in solution.stats.items()},
-        position=of_samples(solution.position),
-        leaf=of_samples(solution.leaf),
+        result=kept(solution.result),
+        stats={name: kept(x) for name, x in solution.stats.items()},
+        position=kept(solution.position),
+        leaf=kept(solution.leaf),
         leaves=solution.leaves,
     )
+
+
+def _plain(x):
+    """Without the wrappers of `torch.func`, which end with the transforms.
+
+    Of a `vmap` its members are left, as the first axis.
+    """
+    while is_functorch_wrapped_tensor(x):
+        batched = is_batchedtensor(x)
+        place = maybe_get_bdim(x) if batched else 0
+        x = get_unwrapped(x)
+        x = x.movedim(place, 0) if batched else x
+    return x.detach()

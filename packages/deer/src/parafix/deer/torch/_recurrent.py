@@ -1,6 +1,7 @@
 """What the recurrent layers have in common: their plumbing, and who runs them."""
 
 import abc
+import sys
 import warnings
 from typing import Any, TYPE_CHECKING
 
@@ -13,7 +14,7 @@ from parafix.core.torch import AbstractSweep, as_sweep, checked_count, Sequentia
 
 from ._auto_layer import choose_layer
 from ._cells import AbstractCell, Weights
-from ._layer import LayerInfo, solve_layer
+from ._layer import autocasts, LayerInfo, solve_layer
 from ._sequences import Sequences
 
 
@@ -62,6 +63,14 @@ class AbstractRecurrent(_Base):
         """The cell with these weights."""
 
     def forward(self, input: Tensor | PackedSequence, hx: Any = None) -> Any:
+        # A solve stops by what it finds, which `torch.compile` cannot follow. It takes
+        # up functions inside of one that it has left alone, so asking whether it is
+        # compiling would not do; whoever compiles has loaded this.
+        if "torch._dynamo" in sys.modules:
+            return torch.compiler.disable(self._run)(input, hx)
+        return self._run(input, hx)
+
+    def _run(self, input, hx):
         if not self._serves(input, hx):
             return self._run_kernel(input, hx, "there is nothing to solve for")
         sequences = Sequences.of(input, self.batch_first)
@@ -80,8 +89,8 @@ class AbstractRecurrent(_Base):
                 f"{type(self).__name__}(solver={self.solver!r}), "
                 f"{_place(failed)}: {failed.message()} The codes of every call are in "
                 "`info`; this warning comes once for each module.",
-                # Above are two functions with which PyTorch calls modules.
-                stacklevel=4,
+                # Above are `forward` and two functions by which PyTorch calls it.
+                stacklevel=5,
             )
         return out
 
@@ -213,7 +222,7 @@ class AbstractRecurrent(_Base):
             return False
         if any(x.ndim != (2 if single else 3) for x in states):
             return False
-        if not _autocasts(data.device) and any(x.dtype != data.dtype for x in states):
+        if not autocasts(data.device) and any(x.dtype != data.dtype for x in states):
             return False
         if single:
             data = data.unsqueeze(0 if self.batch_first else 1)
@@ -239,12 +248,14 @@ class AbstractRecurrent(_Base):
 
     def _is_fused(self, data):
         """Whether oneDNN runs the whole sequence."""
-        serves = torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled
-        here = data.device.type == "cpu" and data.dtype in (
-            torch.float32,
-            torch.bfloat16,
+        return (
+            self.mode == "LSTM"
+            and not self.proj_size
+            and data.device.type == "cpu"
+            and data.dtype in (torch.float32, torch.bfloat16)
+            and torch.backends.mkldnn.is_available()
+            and bool(torch.backends.mkldnn.enabled)
         )
-        return self.mode == "LSTM" and not self.proj_size and here and bool(serves)
 
 
 def _is_auto(solver):
@@ -265,11 +276,6 @@ def _first_failure(info):
 
 def _place(item):
     return f"layer {item.layer}" + (", backwards" if item.reverse else "")
-
-
-def _autocasts(device):
-    kind = device.type
-    return torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
 
 
 def _random_state(device):
