@@ -16,6 +16,7 @@ KNOWN: Final[dict[tuple[str, str, str], str]] = {
     ("rootfinder", "broyden", "torch"): "parafix-core",
     ("rootfinder", "chord", "jax"): "parafix-core",
     ("rootfinder", "deer", "jax"): "parafix-deer",
+    ("rootfinder", "deer", "torch"): "parafix-deer",
     ("rootfinder", "dogleg", "jax"): "parafix-core",
     ("rootfinder", "fixed-point", "jax"): "parafix-core",
     ("rootfinder", "fixed-point", "torch"): "parafix-core",
