@@ -19,6 +19,7 @@ from ._check import (
 from ._dense import fixed_point as fixed_point, root_find as root_find
 from ._iteration import AbstractIteration as AbstractIteration
 from ._linear import GMRES as GMRES, LU as LU
+from ._over_time import over_time as over_time
 from ._result import RESULTS as RESULTS
 from ._rootfinders import (
     Anderson as Anderson,
@@ -74,6 +75,7 @@ __all__ = [
     "default_tolerance",
     "fixed_point",
     "jacobian",
+    "over_time",
     "root_find",
     "solve_chain",
 ]

@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from ._calculus import alias, grads, under_transforms
+from ._over_time import over_time
 
 
 # One time: (B, n). All times, or some: (T, B, n).
@@ -140,12 +141,7 @@ class AllTimes:
     def __call__(self, z: Tensor, xs: Any) -> Tensor:
         if self.broadcasts:
             return _checked(self.step(z, xs), z)
-        tensors, joined = parted(xs)
-
-        def at_one_time(z, *tensors):
-            return _checked(self.step(z, joined(tensors)), z)
-
-        return torch.func.vmap(at_one_time)(z, *tensors)
+        return over_time(lambda z, x: _checked(self.step(z, x), z), z, xs)
 
     def linearised(self, z: Tensor, xs: Any) -> tuple[Tensor, Tensor]:
         """The next states and their Jacobian blocks, by the formula."""
@@ -200,19 +196,6 @@ def jacobian(
         f = step(state, x)
     rows = [grads(f, [state], unit, differentiable)[0] for unit in units]
     return (f if differentiable else f.detach()), torch.stack(rows, -2)
-
-
-def parted(tree: Any) -> tuple[list[Tensor], Callable[[Any], Any]]:
-    """The tensors of a pytree, and how to put others in their place."""
-    leaves, spec = pytree.tree_flatten(tree)
-    tensors = [x for x in leaves if isinstance(x, Tensor)]
-
-    def joined(others):
-        rest = iter(others)
-        full = [next(rest) if isinstance(x, Tensor) else x for x in leaves]
-        return pytree.tree_unflatten(full, spec)
-
-    return tensors, joined
 
 
 def slices(tree: Any, begin: int, end: int) -> Any:

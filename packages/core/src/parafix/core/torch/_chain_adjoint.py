@@ -20,10 +20,11 @@ from ._calculus import (
     under_transforms,
     vjp,
 )
-from ._chain import chunk_size, chunks, jacobian, parted
+from ._chain import chunk_size, chunks, jacobian
 from ._chain_map import AbstractChainMap, captured_map, plain_map
 from ._chain_problem import ChainProblem
 from ._check import checked_count
+from ._over_time import parted
 from ._scan import AbstractScan
 from ._sweep import Report
 

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from ._calculus import AbstractClosed
 from ._capture import Autocast, capture, Captured
-from ._chain import AllTimes, Chain, parted, slices
+from ._chain import AllTimes, Chain, slices
+from ._over_time import parted
 
 
 class AbstractChainMap(AbstractClosed):

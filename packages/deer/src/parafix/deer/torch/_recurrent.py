@@ -89,8 +89,7 @@ class AbstractRecurrent(_Base):
                 f"{type(self).__name__}(solver={self.solver!r}), "
                 f"{_place(failed)}: {failed.message()} The codes of every call are in "
                 "`info`; this warning comes once for each module.",
-                # Above are `forward` and two functions by which PyTorch calls it.
-                stacklevel=5,
+                stacklevel=_level_of_caller(),
             )
         return out
 
@@ -276,6 +275,15 @@ def _first_failure(info):
 
 def _place(item):
     return f"layer {item.layer}" + (", backwards" if item.reverse else "")
+
+
+def _level_of_caller():
+    """How far up is who called the module: neither in here nor in PyTorch."""
+    frame, level = sys._getframe(1), 1
+    ours = (__name__, "torch.")
+    while frame.f_back and frame.f_globals.get("__name__", "").startswith(ours):
+        frame, level = frame.f_back, level + 1
+    return level
 
 
 def _random_state(device):
