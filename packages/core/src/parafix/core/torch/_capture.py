@@ -239,7 +239,7 @@ class Captured(AbstractClosed):
         self.fn, self.autocast, self.eps = fn, autocast, eps
         self.originals, self.uses = tuple(originals), uses or {}
 
-    def __call__(self, z: Tensor, params: Sequence[Tensor]) -> Tensor:
+    def __call__(self, z: Tensor, params: Sequence[Tensor]) -> Any:
         with self.autocast.entered():
             if all(x is y for x, y in zip(params, self.originals, strict=True)):
                 return self.fn(z, {})

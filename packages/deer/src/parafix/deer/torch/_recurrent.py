@@ -67,7 +67,8 @@ class AbstractRecurrent(_Base):
         # up functions inside of one that it has left alone, so asking whether it is
         # compiling would not do; whoever compiles has loaded this.
         if "torch._dynamo" in sys.modules:
-            return torch.compiler.disable(self._run)(input, hx)
+            run: Any = torch.compiler.disable(self._run)
+            return run(input, hx)
         return self._run(input, hx)
 
     def _run(self, input, hx):
@@ -278,12 +279,12 @@ def _place(item):
 
 
 def _level_of_caller():
-    """How far up is who called the module: neither in here nor in PyTorch."""
+    """How far up is who called the module, for a warning that is given one below."""
     frame, level = sys._getframe(1), 1
-    ours = (__name__, "torch.")
-    while frame.f_back and frame.f_globals.get("__name__", "").startswith(ours):
+    while frame is not None and not frame.f_code.co_name == "_wrapped_call_impl":
         frame, level = frame.f_back, level + 1
-    return level
+    # Somebody may have called `forward` by itself.
+    return 1 if frame is None else level + 1
 
 
 def _random_state(device):
