@@ -86,13 +86,20 @@ class AbstractRecurrent(_Base):
         failed = _first_failure(self.info)
         if failed is not None and not self._has_warned:
             self._has_warned = True
-            warnings.warn(
-                f"{type(self).__name__}(solver={self.solver!r}), "
-                f"{_place(failed)}: {failed.message()} The codes of every call are in "
-                "`info`; this warning comes once for each module.",
-                stacklevel=_level_of_caller(),
-            )
+            self._warn(failed)
         return out
+
+    def _warn(self, failed):
+        # Where the module was called, if it was and nobody has called `forward`.
+        frame, level = sys._getframe(), 1
+        while frame is not None and frame.f_code.co_name != "_wrapped_call_impl":
+            frame, level = frame.f_back, level + 1
+        warnings.warn(
+            f"{type(self).__name__}(solver={self.solver!r}), {_place(failed)}: "
+            f"{failed.message()} The codes of every call are in `info`; this warning "
+            "comes once for each module.",
+            stacklevel=2 if frame is None else level + 1,
+        )
 
     def extra_repr(self) -> str:
         given = {
@@ -276,15 +283,6 @@ def _first_failure(info):
 
 def _place(item):
     return f"layer {item.layer}" + (", backwards" if item.reverse else "")
-
-
-def _level_of_caller():
-    """How far up is who called the module, for a warning that is given one below."""
-    frame, level = sys._getframe(1), 1
-    while frame is not None and not frame.f_code.co_name == "_wrapped_call_impl":
-        frame, level = frame.f_back, level + 1
-    # Somebody may have called `forward` by itself.
-    return 1 if frame is None else level + 1
 
 
 def _random_state(device):
