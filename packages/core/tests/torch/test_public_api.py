@@ -40,6 +40,7 @@ def test_names():
         "default_tolerance",
         "fixed_point",
         "jacobian",
+        "over_time",
         "root_find",
         "solve_chain",
     ]
@@ -53,8 +54,8 @@ def test_names_are_those_of_the_other_half():
         for node in ast.parse(source.read_text("utf-8")).body
         if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__"
     )
-    # Which JAX users take from Optimistix and from Lineax.
-    of_others = {"AbstractAdjoint", "LU"}
+    # Which JAX users take from Optimistix, from Lineax and from `jax.vmap`.
+    of_others = {"AbstractAdjoint", "LU", "over_time"}
     assert set(parafix.core.torch.__all__) - set(names) == of_others
 
 

@@ -239,18 +239,20 @@ class Captured(AbstractClosed):
         self.fn, self.autocast, self.eps = fn, autocast, eps
         self.originals, self.uses = tuple(originals), uses or {}
 
-    def __call__(self, z: Tensor, params: Sequence[Tensor]) -> Any:
+    def __call__(self, z: Tensor, params: Sequence[Tensor]) -> Tensor:
+        return self.run(self.fn, z, params)
+
+    def run(
+        self, fn: Callable[[Tensor, Exchange], Any], z: Tensor, params: Sequence[Tensor]
+    ) -> Any:
+        """Calls `fn`, which calls PyTorch as `self.fn` does, with the exchange made."""
         with self.autocast.entered():
             if all(x is y for x, y in zip(params, self.originals, strict=True)):
-                return self.fn(z, {})
+                return fn(z, {})
             pairs = zip(self.originals, params, strict=True)
             exchange = {id(original): new for original, new in pairs}
             with _eager(), _Exchanging(exchange, self.uses):
-                return self.fn(z, exchange)
-
-    def running(self, fn: Callable[[Tensor, Exchange], Any]) -> "Captured":
-        """The same exchange for another function, which calls as this one does."""
-        return Captured(fn, self.autocast, self.eps, self.originals, self.uses)
+                return fn(z, exchange)
 
     def vmapped(self, size, in_dims, randomness):
         return _Vmapped(self, size, in_dims, randomness)

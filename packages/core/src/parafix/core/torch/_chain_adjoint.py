@@ -10,6 +10,7 @@ from ._adjoint import AbstractAdjoint
 from ._affine_scan import affine_scan
 from ._calculus import (
     alias,
+    check_leaves,
     forward_mode,
     grads,
     is_inexact,
@@ -24,6 +25,7 @@ from ._chain import chunk_size, chunks, jacobian
 from ._chain_map import AbstractChainMap, captured_map, plain_map
 from ._chain_problem import ChainProblem
 from ._check import checked_count
+from ._linear import rows
 from ._over_time import parted
 from ._scan import AbstractScan
 from ._sweep import Report
@@ -135,6 +137,8 @@ class _Solve(Function):
         lag = torch.cat([init.unsqueeze(0), z[:-1]])
         needed = ctx.needs_input_grad[3:]
         if under_transforms() or torch.is_grad_enabled():
+            if not under_transforms():
+                _graph(ctx.task.map, lag[:1], ctx.task.map.during(tensors, 0, 1))
             v = torch.cat([torch.zeros_like(init).unsqueeze(0), v])
             u: Any = _Linear.apply(ctx.task, True, v, lag, *tensors)
             found: Sequence[Tensor | None] = [None] * len(tensors)
@@ -164,8 +168,8 @@ class _Solve(Function):
         size = info.batch_size
         task, tensors = task.vmapped(info, in_dims[3:], tensors)
         if guess is not None:
-            guess = _joined(guess, in_dims[1], size, 1)
-        init = _joined(init, in_dims[2], size, 0)
+            guess = rows(guess, in_dims[1], size, 1)
+        init = rows(init, in_dims[2], size, 0)
         z, *rest = _Solve.apply(  # pyright: ignore[reportGeneralTypeIssues]
             task, guess, init, *tensors
         )
@@ -188,8 +192,7 @@ class _Linear(Function):
         task: _Task, transposed: bool, b: Tensor, lag: Tensor, *tensors: Tensor
     ) -> Any:
         with torch.no_grad():
-            step = lambda lag, tensors: _blocks(task.map, lag, tensors)
-            return _recurrence(task, transposed, b, lag, tensors, step)
+            return _recurrence(task, transposed, b, lag, tensors)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
@@ -238,33 +241,26 @@ class _Linear(Function):
         task, transposed, b, lag, *tensors = inputs
         size = info.batch_size
         task, tensors = task.vmapped(info, in_dims[4:], tensors)
-        b = _joined(b, in_dims[2], size, 1)
-        lag = _joined(lag, in_dims[3], size, 1)
+        b = rows(b, in_dims[2], size, 1)
+        lag = rows(lag, in_dims[3], size, 1)
         x: Any = _Linear.apply(task, transposed, b, lag, *tensors)
         return x.reshape(len(x), size, -1, x.shape[-1]), 1
 
 
-def _joined(x, dim, size, axis):
-    """The members of a `vmap` as samples, which are on `axis`."""
-    x = x.unsqueeze(axis) if dim is None else x.movedim(dim, axis)
-    shape = list(x.shape)
-    x = x.expand(*shape[:axis], size, *shape[axis + 1 :])
-    return x.reshape(*shape[:axis], size * shape[axis + 1], *shape[axis + 2 :])
-
-
-def _blocks(map: AbstractChainMap, lag, tensors):
-    return jacobian(map.bound(tensors), lag, list(tensors[: map.inputs]))[1]
-
-
-def _recurrence(task, transposed, b, lag, tensors, blocks):
+def _recurrence(task, transposed, b, lag, tensors):
     """See `_Linear`; a chunk of Jacobian blocks at a time."""
     scan, map_ = task.adjoint.scan, task.map
+
+    def blocks(begin, end):
+        xs = map_.during(tensors, begin, end)[: map_.inputs]
+        return jacobian(map_.bound(tensors), lag[begin:end], xs)[1]
+
     parts = task.parts(lag)
     x = torch.empty_like(b, memory_format=torch.contiguous_format)
     if transposed:
         x[-1] = b[-1]
         for begin, end in reversed(parts):
-            a = blocks(lag[begin:end], map_.during(tensors, begin, end))
+            a = blocks(begin, end)
             last = x[end]
             x[begin:end] = affine_scan(
                 a.mT, b[begin:end], last, reverse=True, scan=scan
@@ -272,7 +268,7 @@ def _recurrence(task, transposed, b, lag, tensors, blocks):
         return x
     x[0] = b[0]
     for begin, end in parts:
-        a = blocks(lag[begin:end], map_.during(tensors, begin, end))
+        a = blocks(begin, end)
         x[begin + 1 : end + 1] = affine_scan(
             a, b[begin + 1 : end + 1], x[begin], scan=scan
         )
@@ -294,18 +290,9 @@ def _gradient(task, v, lag, tensors, needed):
     of_params: dict[int, Tensor] = {}
     u = v[-1]
     for begin, end in reversed(task.parts(lag)):
-        here = map_.during([x.detach() for x in tensors], begin, end)
-        with torch.enable_grad():
-            for i in places:
-                here[i] = alias(here[i], False)
-            f, a = _evaluated(map_, lag[begin:end].detach(), here)
-        # `u_t = A_{t+1}^T u_{t+1} + v_t` for the times before these, of which the last
-        # is known: see `_Linear`.
-        b = (
-            v[begin - 1 : end - 1]
-            if begin
-            else torch.cat([v.new_zeros(1, *v.shape[1:]), v[: end - 1]])
-        )
+        f, a, here = _graph(map_, lag[begin:end], map_.during(tensors, begin, end))
+        # `u_{t-1} = A_t^T u_t + v_{t-1}`, from the last: see `_Linear`.
+        b = v[begin - 1 : end - 1] if begin else torch.cat([0 * v[:1], v[: end - 1]])
         before = affine_scan(a.mT, b, u, reverse=True, scan=task.adjoint.scan)
         after = torch.cat([before[1:], u.unsqueeze(0)])
         u = before[0]
@@ -319,13 +306,21 @@ def _gradient(task, v, lag, tensors, needed):
     return u, [gradients.get(i) for i in range(len(tensors))]
 
 
-def _evaluated(map_, lag, tensors):
-    """`f` with its graph, and the Jacobian blocks without."""
-    if map_.has_formula:
-        f, a = map_.linearised(lag, tensors)
-        return f, a.detach()
-    lag = alias(lag, False)
-    f = map_(lag, tensors)
-    eye = torch.eye(lag.shape[-1], dtype=lag.dtype, device=lag.device)
-    rows = [grads(f, [lag], unit.expand(lag.shape), False)[0] for unit in eye]
-    return f, torch.stack(rows, -2)
+def _graph(map_, lag, tensors):
+    """`f` with its graph, the Jacobian blocks without, and the variables of the graph.
+
+    That there are no others is checked.
+    """
+    with torch.enable_grad():
+        lag = alias(lag, False)
+        here = [alias(x, False) if is_inexact(x) else x for x in tensors]
+        if map_.has_formula:
+            f, a = map_.linearised(lag.detach(), here)
+            a = a.detach()
+        else:
+            f = map_(lag, here)
+            eye = torch.eye(lag.shape[-1], dtype=lag.dtype, device=lag.device)
+            units = [unit.expand(lag.shape) for unit in eye]
+            a = torch.stack([grads(f, [lag], unit, False)[0] for unit in units], -2)
+    check_leaves(f, [lag, *here])
+    return f, a, here

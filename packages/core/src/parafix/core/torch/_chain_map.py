@@ -82,8 +82,8 @@ class ChainMap(AbstractChainMap):
 
     def _run(self, captured: Captured, fn: Any, lag, tensors) -> Any:
         xs = self.joined(tensors[: self.inputs])
-        exchanging = captured.running(lambda lag, exchange: fn(lag, xs))
-        return exchanging(lag, tensors[self.inputs :])
+        params = tensors[self.inputs :]
+        return captured.run(lambda lag, exchange: fn(lag, xs), lag, params)
 
     def vmapped(self, size, in_dims, randomness):
         return VmappedChain(self, size, in_dims, randomness)
