@@ -4,19 +4,19 @@ from typing import NamedTuple
 # Microseconds of a step of PyTorch's kernel: forward, and with its backward pass.
 _STEP = {
     "cpu": {
-        "RNN_TANH": (2.8, 19.0),
-        "RNN_RELU": (2.8, 19.0),
-        "GRU": (7.0, 52.0),
-        "LSTM": (8.0, 60.0),
+        "RNN_TANH": (2.8, 20.0),
+        "RNN_RELU": (2.8, 20.0),
+        "GRU": (7.0, 60.0),
+        "LSTM": (7.0, 60.0),
     },
     "cuda": dict.fromkeys(("RNN_TANH", "RNN_RELU", "GRU", "LSTM"), (3.0, 9.0)),
 }
 # Microseconds of a sweep, and of each sample and time in it, by `n` and by `n^2`.
-_SWEEP = {"cpu": (700.0, 0.07, 0.008), "cuda": (700.0, 0.0, 0.0002)}
-# What a backward pass costs, in sweeps.
-_BACKWARD = 3
-# A solve takes 4 to 6 sweeps where a network forgets.
-_FEWEST, _MOST = 10, 64
+_SWEEP = {"cpu": (700.0, 0.05, 0.004), "cuda": (700.0, 0.0, 0.0002)}
+# Of several samples the blocks of a time are copied before they are multiplied.
+_COPIED = 2
+# A solve takes 4 to 6 sweeps where a network forgets, and a backward pass costs some 3.
+_FEWEST, _BACKWARD, _MOST = 9, 3, 64
 
 
 class LayerChoice(NamedTuple):
@@ -44,13 +44,13 @@ def choose_layer(
     """What `solver="auto"` takes for a layer of `RNN`, `GRU` or `LSTM`.
 
     The kernel of PyTorch costs microseconds for each time, whatever the size; a sweep
-    costs as much as it has numbers to move, whatever the order of the times. DEER is
-    taken if the kernel lasts as long as 10 sweeps, where a network that forgets needs
-    4 to 6 and a backward pass costs some 3. It is given up, and the kernel run, when
-    the kernel would have been done.
+    costs by the numbers that it has to move. DEER is taken if the kernel lasts as long
+    as 9 sweeps, and 3 more for a backward pass. It is given up for the kernel when that
+    would have been done.
 
-    The constants were measured on one thread of a CPU, in float32. For a GPU they are
-    estimates from the number of operations, and nothing has been measured.
+    The constants were measured on one thread of a CPU, in float32, with 4 to 5 sweeps
+    to a solve; they are cautious, the more so with several samples. For a GPU they are
+    estimates from the number of operations: nothing has been measured there.
 
     **Arguments:**
 
@@ -72,12 +72,14 @@ def choose_layer(
     place = "cpu" if platform == "cpu" else "cuda"
     kernel = length * _STEP[place][mode][1 if gradient else 0]
     fixed, by_row, by_block = _SWEEP[place]
-    sweep = fixed + length * batch * (by_row * size + by_block * size**2)
-    worth = int(kernel / sweep)
+    times = length * batch * (1 if batch == 1 else _COPIED)
+    sweep = fixed + times * (by_row * size + by_block * size**2)
+    worth, backward = int(kernel / sweep), _BACKWARD if gradient else 0
     words = (
         f"the kernel takes as long as about {worth} sweeps over {length} times of "
         f"{batch} x {size} numbers"
     )
-    if worth < _FEWEST:
-        return LayerChoice("sequential", f"{words}, fewer than {_FEWEST}")
-    return LayerChoice("deer", words, min(worth - gradient * _BACKWARD, _MOST))
+    fewest = _FEWEST + backward
+    if worth < fewest:
+        return LayerChoice("sequential", f"{words}, fewer than {fewest}")
+    return LayerChoice("deer", words, min(worth - backward, _MOST))
