@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import fx, Tensor
+from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 from torch._subclasses import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils import _pytree as pytree
@@ -51,11 +52,13 @@ class Drivers:
             new = pytree.tree_leaves(new)
             return [new[i] for i in layout.drivers]
 
-        # Of the same kind, but no part of a transform under way.
-        examples = [torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in given]
         unknown = cls(layout, tuple((layout.names[i], None) for i in layout.drivers))
         try:
-            with torch.no_grad():
+            with torch.no_grad(), temporarily_clear_interpreter_stack():
+                # Of the same kind, but no part of a transform under way.
+                examples = [
+                    torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in given
+                ]
                 module = make_fx(
                     of_drivers, tracing_mode="fake", _allow_non_fake_inputs=True
                 )(*examples)

@@ -151,15 +151,6 @@ def run_in_parallel(
 ) -> Any:
     """`((carry, ys), solution)` by sweeps; there are steps, and entries in a state."""
     layout = job.layout
-    found = job.drivers()
-    if found.tainted:
-        driver, source = found.tainted[0]
-        struct = layout.structs[layout.names.index(driver)]
-        why = f"depends on `{source}`" if source else "may depend on floats"
-        raise TypeError(
-            f"`{driver}` ({struct}) {why}, and only float leaves of the carry can be "
-            'iterated on. Make it a float, or use solver="sequential".'
-        )
     # Whether `f` fits, and which of its outputs are the new carry itself.
     with torch.no_grad():
         new, y = job.f(job.init, job.x(0))
@@ -168,6 +159,17 @@ def run_in_parallel(
     outputs, structure = pytree.tree_flatten(y)
     aliases = [places.get(id(x)) for x in outputs]
 
+    found = job.drivers()
+    if found.tainted:
+        driver, source = found.tainted[0]
+        struct = layout.structs[layout.names.index(driver)]
+        why = "may depend on floats (PyTorch cannot trace `f`)"
+        if source:
+            why = f"depends on `{source}`"
+        raise TypeError(
+            f"`{driver}` ({struct}) {why}, and only float leaves of the carry can be "
+            'iterated on. Make it a float, or use solver="sequential".'
+        )
     before, after = found.run(job.init, job.xs, job.length)
     problem = job.chain(before)
     solution = solve_chain(
