@@ -3,7 +3,18 @@ import parafix.deer.torch
 
 
 def test_names():
-    assert parafix.deer.torch.__all__ == ["DEER", "Choice", "choose", "scan"]
+    assert parafix.deer.torch.__all__ == [
+        "DEER",
+        "GRU",
+        "LSTM",
+        "RNN",
+        "Choice",
+        "LayerChoice",
+        "LayerInfo",
+        "choose",
+        "choose_layer",
+        "scan",
+    ]
 
 
 def test_names_exist_and_are_documented():
