@@ -27,7 +27,7 @@ nox.options.sessions = ["tests", "lint", "typecheck", "build", "third_party", "d
 # the first session it has.
 PACKAGES = {
     "core": ("light", "jax", "torch"),
-    "deer": ("jax",),
+    "deer": ("jax", "torch"),
 }
 BACKENDS = ("jax", "torch")
 
@@ -61,6 +61,19 @@ SMOKE = {
         carry, ys = scan(step, jnp.zeros(2), jnp.ones((5, 2)), solver="deer")
         assert ys.shape == (5, 2) and jnp.allclose(ys[-1], carry), (carry, ys)
         assert jnp.allclose(ys[0], jnp.tanh(1.0)), ys
+    """,
+    "deer-torch": """
+        import torch
+        from parafix.deer.torch import scan
+        weight = torch.full((2, 2), 0.2, requires_grad=True)
+        def step(carry, x):
+            carry = torch.tanh(carry @ weight + x)
+            return carry, carry
+        carry, ys = scan(step, torch.zeros(1, 2), torch.ones(5, 1, 2), solver="deer")
+        assert ys.shape == (5, 1, 2) and torch.allclose(ys[-1], carry), (carry, ys)
+        assert torch.allclose(ys[0], torch.ones(1, 2).tanh()), ys
+        carry.sum().backward()
+        assert torch.isfinite(weight.grad).all() and weight.grad.any(), weight.grad
     """,
 }
 
@@ -282,7 +295,7 @@ def demo(session):
 @nox.session
 def bench(session):
     """Side-by-side timings; arguments after `--` go to `python -m benchmarks`."""
-    install(session, *editable(PACKAGES, "jax", "demo"), "jaxopt")
+    install(session, *editable(PACKAGES, *BACKENDS, "demo"), "jaxopt")
     session.run("python", "-m", "benchmarks", *session.posargs)
 
 

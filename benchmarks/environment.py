@@ -17,6 +17,7 @@ _VERSIONS = (
     "optimistix",
     "lineax",
     "jaxopt",
+    "torch",
     "numpy",
 )
 

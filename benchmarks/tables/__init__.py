@@ -13,6 +13,7 @@ SUMMARIES = {
     "adjoint-memory": "temporary memory of gradients through a fixed point",
     "import": "what `import parafix.core` costs, and what it loads",
     "windows": "time and sweeps of DEER by the length of its windows",
+    "torch-gru": "parafix.deer.torch.GRU beside torch.nn.GRU",
 }
 
 # `import` is no name for a module.

@@ -109,6 +109,20 @@ _DENSE: Final = (
         (_EISENSTAT,),
     ),
 )
+_CHAINS: Final = (
+    (
+        "jacobi",
+        "Jacobi",
+        "every step of a chain at once, without derivatives",
+        (_SONG,),
+    ),
+    (
+        "sequential",
+        "Sequential",
+        "one step after the other: the framework's own loop",
+        (),
+    ),
+)
 _SCANS: Final = (
     (
         "associative",
@@ -161,7 +175,7 @@ _OF_OPTIMISTIX: Final = (
 
 @hookimpl
 def parafix_rootfinders() -> Iterator[Component]:
-    yield from _in_both_backends("rootfinder", _DENSE)
+    yield from _in_both_backends("rootfinder", (*_DENSE, *_CHAINS))
     for name, target, summary in _OF_OPTIMISTIX:
         yield Component(
             "rootfinder",
@@ -171,21 +185,6 @@ def parafix_rootfinders() -> Iterator[Component]:
             summary=f"{summary} (of Optimistix)",
             cite=(_OPTIMISTIX,),
         )
-    yield Component(
-        "rootfinder",
-        "jacobi",
-        "jax",
-        "parafix.core.jax:Jacobi",
-        summary="every step of a chain at once, without derivatives",
-        cite=(_SONG,),
-    )
-    yield Component(
-        "rootfinder",
-        "sequential",
-        "jax",
-        "parafix.core.jax:Sequential",
-        summary="one step after the other: JAX's own loop",
-    )
 
 
 @hookimpl

@@ -73,11 +73,11 @@ class DenseProblem:
 
 
 class AbstractAdjoint(abc.ABC):
-    """Solves a dense problem so that the solution can be differentiated."""
+    """Solves a problem so that the solution can be differentiated."""
 
     @abc.abstractmethod
-    def apply(self, problem: DenseProblem, z: Tensor) -> Outcome:
-        """The solution from the guess `z`, `(B, n)`."""
+    def apply(self, problem: Any, z: Any) -> Any:
+        """The solution from the guess `z`."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,6 +5,7 @@ import torch
 import torch.autograd.forward_ad as forward_ad
 from torch import Tensor
 
+from ._calculus import under_transforms
 from ._custom_types import ArrayLike, Inexact
 from ._named import named
 from ._scan import AbstractScan, AssociativeScan, SequentialScan
@@ -72,14 +73,14 @@ def affine_scan(
                 f"b: {_words(b)}): " + "; ".join(reasons)
             )
     if init is not None:
-        return _Solve.apply(a, b, init, chosen, reverse)
+        return _solve(a, b, init, chosen, reverse)
     if a.shape[0] != b.shape[0] or len(b) == 0:
-        return _Solve.apply(a, b, b.new_zeros(b.shape[1:]), chosen, reverse)
+        return _solve(a, b, b.new_zeros(b.shape[1:]), chosen, reverse)
     # One step shorter from the first `b`, so that a NaN in the first `a` cannot reach
     # the result as `NaN * 0`.
     if reverse:
-        return torch.cat([_Solve.apply(a[:-1], b[:-1], b[-1], chosen, True), b[-1:]])
-    return torch.cat([b[:1], _Solve.apply(a[1:], b[1:], b[0], chosen, False)])
+        return torch.cat([_solve(a[:-1], b[:-1], b[-1], chosen, True), b[-1:]])
+    return torch.cat([b[:1], _solve(a[1:], b[1:], b[0], chosen, False)])
 
 
 def as_scan(scan: str | AbstractScan) -> AbstractScan:
@@ -115,6 +116,18 @@ def _exactly(device: torch.device) -> Any:
     if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
         return torch.autocast(device.type, enabled=False)
     return contextlib.nullcontext()
+
+
+def _solve(a, b, init, scan, reverse) -> Inexact:
+    if _plain():
+        return _Solve.forward(a, b, init, scan, reverse)
+    return _Solve.apply(a, b, init, scan, reverse)
+
+
+def _plain() -> bool:
+    """Whether nobody asks for derivatives, and a `Function` is not worth its call."""
+    recorded = torch.is_grad_enabled() or forward_ad._current_level >= 0
+    return not (recorded or under_transforms() or torch.compiler.is_compiling())
 
 
 class _Solve(torch.autograd.Function):
