@@ -1,7 +1,7 @@
 import abc
 import dataclasses
 from collections.abc import Callable
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -12,6 +12,7 @@ from ._certificate import (
     certify,
     ErrorEstimate,
     Part,
+    Report,
     unstable_above,
     vouch,
     where,
@@ -124,20 +125,6 @@ class Jacobi(AbstractSweep):
     def num_linear(self, size):
         del size
         return 0
-
-
-class Report(NamedTuple):
-    """What is known of the solve of a chain; each of shape `(B,)`.
-
-    `entry` is the entry of a state that messages speak about.
-    """
-
-    result: Tensor
-    prefix: Tensor
-    num_steps: Tensor
-    num_evals: Tensor
-    residual: Tensor
-    entry: Tensor
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
