@@ -822,7 +822,6 @@ class TestArguments:
             made(1e-3, -1e-3)
 
 
-@pytest.mark.slow
 def test_ten_thousand_steps():
     arguments = requiring(tanh_problem(10_000, 1))
 

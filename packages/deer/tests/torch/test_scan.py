@@ -78,7 +78,6 @@ class TestCells:
         solution = check(*arguments, solver="deer", window=window)
         assert (solution.stats["num_steps"] >= -(-100 // window)).all()
 
-    @pytest.mark.slow
     @pytest.mark.parametrize("name", CELLS)
     def test_ten_thousand_steps(self, name):
         problem = cell(name, 10_000)

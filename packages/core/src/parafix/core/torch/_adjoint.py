@@ -77,7 +77,11 @@ class AbstractAdjoint(abc.ABC):
 
     @abc.abstractmethod
     def apply(self, problem: Any, z: Any) -> Any:
-        """The solution from the guess `z`."""
+        """The solution from the guess `z`, and what is known of it.
+
+        A `DenseProblem` with a guess `(B, n)` has an `Outcome`. Chains have an adjoint
+        of their own.
+        """
 
 
 @dataclasses.dataclass(frozen=True)

@@ -80,6 +80,20 @@ class Certificate:
         return cls(zero, zero, end, error, end, none)
 
 
+class Report(NamedTuple):
+    """What is known of the solve of a chain; each of shape `(B,)`.
+
+    `entry` is the entry of a state that messages speak about.
+    """
+
+    result: Tensor
+    prefix: Tensor
+    num_steps: Tensor
+    num_evals: Tensor
+    residual: Tensor
+    entry: Tensor
+
+
 class Part(NamedTuple):
     """What is known of some times: the first, the iterate, `f - z`, what is allowed."""
 

@@ -185,17 +185,27 @@ def jacobian(
     """
     if isinstance(step, AllTimes) and step.formula is not None:
         return step.linearised(z, x)
-    eye = torch.eye(z.shape[-1], dtype=z.dtype, device=z.device)
-    units = [unit.expand(z.shape) for unit in eye]
     if under_transforms():
         f, pull, *_ = torch.func.vjp(lambda z: step(z, x), z)
-        return f, torch.stack([pull(unit)[0] for unit in units], -2)
+        return f, torch.stack([pull(unit)[0] for unit in _units(z)], -2)
     differentiable = torch.is_grad_enabled()
     with torch.enable_grad():
         state = alias(z, differentiable)
         f = step(state, x)
-    rows = [grads(f, [state], unit, differentiable)[0] for unit in units]
-    return (f if differentiable else f.detach()), torch.stack(rows, -2)
+    a = pulled_blocks(f, state, differentiable)
+    return (f if differentiable else f.detach()), a
+
+
+def pulled_blocks(f: Tensor, z: Tensor, differentiable: bool) -> Tensor:
+    """The Jacobian blocks of `f` in `z` from its graph, by `n` pulls."""
+    rows = [grads(f, [z], unit, differentiable)[0] for unit in _units(z)]
+    return torch.stack(rows, -2)
+
+
+def _units(z):
+    """The unit vectors, each at all times and for all samples."""
+    eye = torch.eye(z.shape[-1], dtype=z.dtype, device=z.device)
+    return [unit.expand(z.shape) for unit in eye]
 
 
 def slices(tree: Any, begin: int, end: int) -> Any:

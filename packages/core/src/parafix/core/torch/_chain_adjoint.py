@@ -21,14 +21,14 @@ from ._calculus import (
     under_transforms,
     vjp,
 )
-from ._chain import chunk_size, chunks, jacobian
+from ._certificate import Report
+from ._chain import chunk_size, chunks, jacobian, pulled_blocks
 from ._chain_map import AbstractChainMap, captured_map, plain_map
 from ._chain_problem import ChainProblem
 from ._check import checked_count
 from ._linear import rows
 from ._over_time import parted
 from ._scan import AbstractScan
-from ._sweep import Report
 
 
 @dataclasses.dataclass(frozen=True)
@@ -319,8 +319,6 @@ def _graph(map_, lag, tensors):
             a = a.detach()
         else:
             f = map_(lag, here)
-            eye = torch.eye(lag.shape[-1], dtype=lag.dtype, device=lag.device)
-            units = [unit.expand(lag.shape) for unit in eye]
-            a = torch.stack([grads(f, [lag], unit, False)[0] for unit in units], -2)
+            a = pulled_blocks(f, lag, False)
     check_leaves(f, [lag, *here])
     return f, a, here

@@ -5,12 +5,12 @@ import torch
 from torch import Tensor
 
 from ._capture import Autocast
-from ._certificate import ErrorEstimate
+from ._certificate import ErrorEstimate, Report
 from ._chain import Chain, chunks
 from ._chain_map import AbstractChainMap
 from ._measure import at
 from ._result import leaf_of, raise_if, RESULTS
-from ._sweep import AbstractSweep, Report, solve_by_sweeps
+from ._sweep import AbstractSweep, solve_by_sweeps
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -91,4 +91,5 @@ _FORMULAS: dict[Any, Callable[..., Any]] = {
 class _CellsByFormula(TorchFunctionMode):
     def __torch_function__(self, func, types, args=(), kwargs=None):
         del types
-        return _FORMULAS.get(func, func)(*args, **(kwargs or {}))
+        fn: Any = _FORMULAS.get(func, func)
+        return fn(*args, **(kwargs or {}))

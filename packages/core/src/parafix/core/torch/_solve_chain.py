@@ -7,7 +7,7 @@ from torch.utils import _pytree as pytree
 
 from ._adjoint import AbstractAdjoint, ImplicitAdjoint
 from ._capture import Autocast
-from ._certificate import certify, ErrorEstimate, worst
+from ._certificate import certify, ErrorEstimate, Report, worst
 from ._chain import Chain, Leaf, States
 from ._chain_adjoint import ChainAdjoint, ChainProblem
 from ._check import checked_count, checked_tolerance
@@ -17,7 +17,7 @@ from ._over_time import parted
 from ._result import leaf_of, RESULTS
 from ._solution import Solution
 from ._solver import as_sweep, Sequential
-from ._sweep import AbstractSweep, Report
+from ._sweep import AbstractSweep
 
 
 def solve_chain(

@@ -1,7 +1,7 @@
 import abc
 import dataclasses
 from collections.abc import Callable
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -12,6 +12,7 @@ from ._certificate import (
     certify,
     ErrorEstimate,
     Part,
+    Report,
     unstable_above,
     vouch,
     where,
@@ -126,20 +127,6 @@ class Jacobi(AbstractSweep):
         return 0
 
 
-class Report(NamedTuple):
-    """What is known of the solve of a chain; each of shape `(B,)`.
-
-    `entry` is the entry of a state that messages speak about.
-    """
-
-    result: Tensor
-    prefix: Tensor
-    num_steps: Tensor
-    num_evals: Tensor
-    residual: Tensor
-    entry: Tensor
-
-
 @dataclasses.dataclass(frozen=True, eq=False)
 class _State:
     # All about the iterate that entered the last sweep.
@@ -188,12 +175,12 @@ def solve_by_sweeps(
     entry = torch.where(unstable, certificate.entry, none)
     residual = certificate.residual
     failed = result != RESULTS.successful
-    if solver.newton or run.any(failed):
+    if solver.newton or bool(failed.any()):
         r = problem(z) - z
         residual = max_abs(ratio(r, tolerance(solver.rtol, solver.atol, z)))
         entry = torch.where(unstable, certificate.entry, worst(at(r, prefix)))
         entry = torch.where(failed, entry, none)
-    if run.any(state.nonfinite):
+    if bool(state.nonfinite.any()):
         end = torch.where(state.nonfinite, prefix, length)
         beyond = torch.arange(length, device=z.device)[:, None] >= end
         z = torch.where(beyond[..., None], torch.nan, z)
@@ -209,13 +196,10 @@ class _Run:
     def __init__(self, solver, problem, error, max_steps):
         self.solver, self.problem, self.error = solver, problem, error
         self.budget = min(max_steps, problem.length)
-        # On a CPU the host sees for nothing whether work is needed. An accelerator
-        # would have to be waited for, so there everything is computed.
+        # On a CPU the host sees for nothing whether work is needed. An accelerator has
+        # to be waited for, so there it is asked once or twice in a sweep: whether some
+        # sample has converged, and whether one has not.
         self.watched = problem.init.device.type == "cpu"
-
-    def any(self, flags):
-        """Whether something has to be done; without looking on an accelerator."""
-        return not self.watched or bool(flags.any())
 
     def converged(self, state):
         # After `length` sweeps every state is exact, whether or not that was confirmed.
@@ -241,7 +225,7 @@ class _Run:
         """The certificate of Newton's method, and the evaluations that took."""
         # The sweep that confirmed `z` has done it, so only failures are looked at.
         sure = state.prefix == self.problem.length
-        if self.any(~sure):
+        if not bool(sure.all()):
             certificate = where(sure, state.certificate, self.certify(z))
             state = dataclasses.replace(state, certificate=certificate)
         return z, state, torch.where(sure, 1, 2)
@@ -306,7 +290,7 @@ class _Run:
                 bad = ~torch.isfinite(at(f, stop - begin)).all(-1)
                 nonfinite = torch.where(stop < prefix, bad, nonfinite)
             prefix = torch.minimum(prefix, stop)
-            if solver.newton and self.any(prefix == length):
+            if solver.newton and a is not None and bool((prefix == length).any()):
                 certificate = vouch(
                     problem,
                     solver.scan,

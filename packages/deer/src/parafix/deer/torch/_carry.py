@@ -190,5 +190,5 @@ class Layout:
         return carry
 
 
-def _real(dtype):
+def _real(dtype: Any) -> torch.dtype:
     return torch.empty(0, dtype=dtype).real.dtype if dtype.is_complex else dtype

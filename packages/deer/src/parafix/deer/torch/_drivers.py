@@ -115,6 +115,7 @@ class _Taint(fx.Interpreter):
 
     def __init__(self, module: fx.GraphModule, names: list[str | None]):
         super().__init__(module, garbage_collect_values=False)
+        self.traced = module
         inputs = [node for node in module.graph.nodes if node.op == "placeholder"]
         self.names = dict(zip(inputs, names, strict=False))
         self.sources: dict[int, frozenset[str]] = {}
@@ -144,7 +145,7 @@ class _Taint(fx.Interpreter):
             self.sources[key] = self.sources.get(key, frozenset()) | sources
 
     def _output_nodes(self) -> Any:
-        (node,) = (n for n in self.graph.nodes if n.op == "output")
+        (node,) = (n for n in self.traced.graph.nodes if n.op == "output")
         return node.args[0]
 
     def outputs(self) -> list[frozenset[str]]:
@@ -161,13 +162,13 @@ class _Taint(fx.Interpreter):
         Nothing that is left reads what is left out: all that an operation which
         depends on floats makes or writes to depends on them.
         """
-        graph = self.graph
+        graph = self.traced.graph
         for node in reversed(list(graph.nodes)):
             if node in self.dirty and node.op != "placeholder":
                 graph.erase_node(node)
         graph.eliminate_dead_code()
-        self.module.recompile()  # pyright: ignore[reportCallIssue]
-        return self.module.forward
+        self.traced.recompile()
+        return self.traced.forward
 
 
 def _memory(tree: Any) -> Iterator[int]:
