@@ -365,6 +365,7 @@ def diagonal_scan(
     COMPLEX: tl.constexpr,
     CONJUGATE: tl.constexpr,
     A_IN_TIME: tl.constexpr,
+    A_SHARED: tl.constexpr,
     CHAINED: tl.constexpr,
     BLOCK_T: tl.constexpr,
     BLOCK_L: tl.constexpr,
@@ -378,7 +379,8 @@ def diagonal_scan(
 
     **Arguments:**
 
-    - `a`: `(length or 1, a_lanes)`; see `LaneLayout` for `shared` and `inner`.
+    - `a`: `(length, a_lanes)`, or with `A_IN_TIME` false `(1, a_lanes)`. With
+        `A_SHARED` see `LaneLayout` for `shared` and `inner`; else these are not read.
     - `b`: `(length, lanes)`; with `GRADIENT` the cotangents of the states.
     - `states`: with `GRADIENT`, the states `(length, lanes)`; else not read.
     - `init`: `(lanes,)`: the state before the first step. With `GRADIENT`, that of the
@@ -401,7 +403,9 @@ def diagonal_scan(
         ticket = tl.program_id(0)
     chunk = ticket // lane_blocks
     lane = (ticket % lane_blocks) * BLOCK_L + tl.arange(0, BLOCK_L)[None, :]
-    a_lane = lane // (shared * inner) * inner + lane % inner
+    a_lane = lane
+    if A_SHARED:
+        a_lane = lane // (shared * inner) * inner + lane % inner
     inside = lane < lanes
     if GRADIENT:
         xr = tl.zeros([1, BLOCK_L], tl.float32)

@@ -104,7 +104,7 @@ class DiagonalScanPlan:
     num_stages: int
 
     @classmethod
-    def of(cls, length: int, lanes: int) -> "DiagonalScanPlan":
+    def of(cls, length: int, lanes: int, *, is_complex: bool) -> "DiagonalScanPlan":
         """The plan for `length` steps of `lanes` entries each.
 
         The sizes follow from an estimate (see ADR 0008) and have not been measured.
@@ -113,10 +113,12 @@ class DiagonalScanPlan:
         block_l = 32
         if interpreted():
             return cls(lanes <= 8 and length > 64, 16, 8, 4, 1, 1)
+        # Complex numbers take twice the registers.
+        shorter = 2 if is_complex else 1
         # From 256 programs on, there are about two for each processor of large GPUs.
         if math.ceil(lanes / block_l) >= 256 or length <= 256:
-            return cls(False, 64, block_l, 1, 2, 3)
-        return cls(True, 256, block_l, 32, 8, 1)
+            return cls(False, 64 // shorter, block_l, 1, 2, 3)
+        return cls(True, 256 // shorter, block_l, 32, 8, 1)
 
     def chunks(self, length: int) -> int:
         """Into how many programs the time of a lane is cut."""

@@ -26,10 +26,12 @@ from ._rootfinders import (
     NewtonKrylov as NewtonKrylov,
 )
 from ._scan import (
+    AbstractFusedScan as AbstractFusedScan,
     AbstractScan as AbstractScan,
     AssociativeScan as AssociativeScan,
     BlockedScan as BlockedScan,
     SequentialScan as SequentialScan,
+    TritonScan as TritonScan,
 )
 from ._solution import Solution as Solution
 
@@ -40,6 +42,7 @@ __all__ = [
     "RESULTS",
     "AbstractAdjoint",
     "AbstractDenseTangent",
+    "AbstractFusedScan",
     "AbstractIteration",
     "AbstractScan",
     "Anderson",
@@ -54,6 +57,7 @@ __all__ = [
     "PhantomAdjoint",
     "SequentialScan",
     "Solution",
+    "TritonScan",
     "UnrolledAdjoint",
     "affine_scan",
     "checked_count",

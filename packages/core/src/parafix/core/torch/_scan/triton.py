@@ -68,8 +68,8 @@ class TritonScan(AbstractFusedScan):
         length, *batch, size = b.shape
         lanes = init.numel()
         layout = LaneLayout.of(a.shape, b.shape)
-        plan = self.plan or DiagonalScanPlan.of(length, lanes)
         is_complex = b.is_complex()
+        plan = self.plan or DiagonalScanPlan.of(length, lanes, is_complex=is_complex)
         in_time = a.shape[0] == length
         expanded = a.expand(a.shape[0], *layout.batch, size)
         a_, b_, init_ = map(_plain, (expanded, b, init))
@@ -112,6 +112,7 @@ class TritonScan(AbstractFusedScan):
                 COMPLEX=is_complex,
                 CONJUGATE=is_complex and states is not None,
                 A_IN_TIME=in_time,
+                A_SHARED=layout.shared > 1,
                 **plan.meta(),
                 num_warps=plan.num_warps,
             )
