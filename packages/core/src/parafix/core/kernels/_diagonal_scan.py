@@ -108,10 +108,7 @@ def _last(x, ROWS: tl.constexpr):
 @triton.jit
 def _row(step, length, REVERSE: tl.constexpr):
     """Which row of the arrays the scan comes to at `step`."""
-    if REVERSE:
-        row = length - 1 - step
-    else:
-        row = step
+    row = length - 1 - step if REVERSE else step
     return row.to(tl.int64)
 
 
@@ -395,7 +392,7 @@ def diagonal_scan(
     - `CONJUGATE`: whether cotangents are those of complex conjugates.
     """
     lane_blocks = tl.cdiv(lanes, BLOCK_L)
-    if CHAINED:
+    if CHAINED:  # noqa: SIM108
         # Programs may start in any order. A number drawn makes sure that those which
         # have lower ones are running.
         ticket = tl.atomic_add(words, 1, sem="relaxed")

@@ -127,16 +127,16 @@ def automatic_choice() -> str:
     reasons = TritonScan().reasons_against(b, b)
     if gpu and not reasons:
         return "auto takes 'triton' for diagonal matrices on cuda"
-    taken = "'associative'" if gpu else "'associative' or, for large states, 'sequential'"
+    taken = (
+        "'associative'" if gpu else "'associative' or, for large states, 'sequential'"
+    )
     return f"auto takes {taken}; not 'triton': {'; '.join(reasons)}"
 
 
 def _is_final() -> bool:
     """Whether nobody takes a derivative of what is computed now."""
     return not (
-        torch.is_grad_enabled()
-        or under_transforms()
-        or forward_ad._current_level >= 0
+        torch.is_grad_enabled() or under_transforms() or forward_ad._current_level >= 0
     )
 
 

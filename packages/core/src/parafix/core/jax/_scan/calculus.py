@@ -63,9 +63,7 @@ def _pull_by(solve, a, x, init, g, reverse, with_a):
     # The cotangents, each where the `a` stands that takes it on: the same `a` at the
     # same times, the other way.
     last = g[0] if reverse else g[-1]
-    shifted = solve(
-        a, _entering(g, jnp.zeros_like(init), reverse), last, not reverse
-    )
+    shifted = solve(a, _entering(g, jnp.zeros_like(init), reverse), last, not reverse)
     of_b = _entering(shifted, last, not reverse)
     of_init = shifted[-1] if reverse else shifted[0]
     if not with_a:
@@ -84,9 +82,7 @@ def _push_again(*arguments, **params):
 
 
 def _pull_again(*arguments, **params):
-    return _pull_by(
-        _again(params), *arguments, params["reverse"], params["with_a"]
-    )
+    return _pull_by(_again(params), *arguments, params["reverse"], params["with_a"])
 
 
 # Lowering.
@@ -214,7 +210,7 @@ ad.primitive_transposes[_pull] = _pull_transpose
 
 def _batched(size, argument, dim, axis, *, whole=True):
     """`argument` with the new axis at `axis`; of size 1 if all share it and may."""
-    if dim is not batching.not_mapped:
+    if dim is not None:
         return jnp.moveaxis(argument, dim, axis)
     argument = jnp.expand_dims(argument, axis)
     if not whole:
@@ -228,7 +224,7 @@ def _size(arguments, dims):
     return next(
         argument.shape[dim]
         for argument, dim in zip(arguments, dims, strict=True)
-        if dim is not batching.not_mapped
+        if dim is not None
     )
 
 
@@ -246,7 +242,7 @@ def _states_batch(arguments, dims, **params):
 def _push_batch(arguments, dims, **params):
     size = _size(arguments, dims)
     # `a` and its tangent have one shape.
-    shared = all(dims[place] is batching.not_mapped for place in (0, 3))
+    shared = all(dims[place] is None for place in (0, 3))
     axes = (1, 1, 0, 1, 1, 0)
     moved = [
         _batched(size, argument, dim, axis, whole=not (shared and place in (0, 3)))

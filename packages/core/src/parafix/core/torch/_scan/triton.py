@@ -132,13 +132,16 @@ def _reasons_against_device(device: torch.device) -> list[str]:
     if interpreted():
         if device.type == "cpu":
             return []
-        return [f"Triton interprets kernels on the CPU, and the tensors are on {device}"]
+        return [
+            f"Triton interprets kernels on the CPU, and the tensors are on {device}"
+        ]
     if device.type != "cuda":
         return [f"it runs on an NVIDIA GPU, and the tensors are on {device}"]
     if torch.version.hip is not None:
         return ["it runs on NVIDIA GPUs and was not tried on others"]
     major, minor = torch.cuda.get_device_capability(device)
     if major < 8:
-        return [f"it needs compute capability 8.0 or more, and {device} has "
-                f"{major}.{minor}"]
+        return [
+            f"it needs compute capability 8.0 or more, and {device} has {major}.{minor}"
+        ]
     return []
