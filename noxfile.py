@@ -292,7 +292,11 @@ def demo(session):
 @nox.session
 def bench(session):
     """Side-by-side timings; arguments after `--` go to `python -m benchmarks`."""
-    install(session, *editable(PACKAGES, "jax", "demo"), "jaxopt")
+    install(session, *editable(PACKAGES, *BACKENDS, "demo"), "jaxopt")
+    if shutil.which("nvidia-smi"):
+        # What pip finds for PyTorch is built for CUDA already.
+        peers = ["jax[cuda13]", "triton", "jax-triton", "accelerated-scan"]
+        install(session, *peers)
     session.run("python", "-m", "benchmarks", *session.posargs)
 
 

@@ -114,8 +114,17 @@ def loss_of(scan, weights, reverse):
 
 
 @SCANS
-@pytest.mark.parametrize("dtype", TOLERANCES)
-@pytest.mark.parametrize("lead", [None, (1, 3), (1, 1), (35, 1)], ids=str)
+@pytest.mark.parametrize(
+    ("dtype", "lead"),
+    [
+        ("float32", None),
+        ("float32", (1, 3)),
+        ("complex64", (1, 1)),
+        ("bfloat16", (35, 1)),
+        ("complex64", None),
+    ],
+    ids=str,
+)
 def test_values_and_gradients(interpreter, scan, dtype, lead):
     arguments = recurrence((35, 3, 2), dtype, lead)
     weights = normal(9, (35, 3, 2), dtype)
@@ -155,15 +164,15 @@ def test_vmap_is_more_of_the_batch(interpreter):
 
 
 def test_derivatives_of_second_order(interpreter):
-    arguments = recurrence((18, 2))
-    weights = normal(9, (18, 2), "float32")
+    arguments = recurrence((5, 1))
+    weights = normal(9, (5, 1), "float32")
 
-    def hessians(scan, arguments, weights):
+    def hessian(scan, arguments, weights):
         loss = lambda x: jnp.sin(loss_of(scan, weights, False)(x)[0])
-        return jax.hessian(loss)(arguments), jax.jacrev(jax.jacrev(loss))(arguments)
+        return jax.hessian(loss)(arguments)
 
-    found = hessians(WALK, arguments, weights)
-    expected = hessians("associative", wide(arguments), wide(weights))
+    found = hessian(WALK, arguments, weights)
+    expected = hessian("associative", wide(arguments), wide(weights))
     assert_close(wide(found), expected, 1e-5)
 
 

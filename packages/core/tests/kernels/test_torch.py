@@ -79,7 +79,7 @@ def test_values_and_gradients(scan, length):
         scan = TritonScan(dataclasses.replace(scan.plan, block_t=64))
     kinds = itertools.product(TOLERANCES, (False, True))
     for number, (dtype, reverse) in enumerate(kinds):
-        if length > 100 and number not in (length % 4, 5):
+        if length > 100 and number != length % 4:
             continue
         batch = (2, 3) if length < 100 else (1,)
         compare(scan, recurrence((length, *batch, 2), dtype), reverse)
