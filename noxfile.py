@@ -144,7 +144,10 @@ def install_suite(session, package, backend):
         # Every package: the table of known distributions is held against them.
         install(session, *editable(PACKAGES, "testing"))
     elif backend == "kernels":
-        install(session, *editable([package], *BACKENDS, "testing"), "triton")
+        libraries = ("triton", "jax-triton")
+        install(session, *editable([package], *BACKENDS, "testing"), *libraries)
+        # What lets JAX write programs for a GPU; to run them it would need gigabytes.
+        install(session, "--no-deps", "jax-cuda13-plugin")
     else:
         packages = dict.fromkeys(["core", package])
         install(session, *editable(packages, backend, "demo", "testing"))
