@@ -90,7 +90,7 @@ def targets(associative: str, peer: str | None = None) -> list[Target]:
 NOTES = (
     "`a` and `b` are arrays `(T, lanes)` in float32. `must move` is what any program "
     "has to read and to write; `rate` is that by the median time, so a program that "
-    "moves more has a rate below its bandwidth. The copy is measured in the same rounds: "
-    "`copy / kernel` is the fraction of its bandwidth that the kernel reaches. "
+    "moves more has a rate below its bandwidth. The copy is measured in the same "
+    "rounds: `copy / kernel` is the fraction of its bandwidth that the kernel reaches. "
     f"{LANES_CHECKED} lanes of every answer are compared with a loop in float64."
 )

@@ -94,8 +94,11 @@ def affine_scan(
 def automatic_choice() -> str:
     """What `"auto"` takes here, in words, for `parafix doctor`."""
     platform = jax.default_backend()
-    platform = "cuda" if platform == "gpu" else platform
-    b = jax.ShapeDtypeStruct((1, 1), jnp.float32)
+    if platform == "gpu":
+        # What code is lowered for has a name of its own.
+        version = jax.devices()[0].client.platform_version
+        platform = "rocm" if "rocm" in version.lower() else "cuda"
+    b = jnp.zeros((1, 1), jnp.float32)
     kernel = TritonScan()
     reasons = kernel.reasons_against(b, b) + kernel.reasons_against_platform(platform)
     if not reasons:

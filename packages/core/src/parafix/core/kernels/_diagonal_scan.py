@@ -16,7 +16,7 @@ the imaginary tensor is there in name only, and no code is made of it.
 
 # Names in capitals are known when the kernel is compiled.
 # pyright: basic, reportMissingImports=false, reportInvalidTypeForm=false
-# pyright: reportPossiblyUnbound=false, reportIndexIssue=false, reportCallIssue=false
+# pyright: reportAssignmentType=false, reportIndexIssue=false, reportCallIssue=false
 # pyright: reportArgumentType=false, reportAttributeAccessIssue=false
 # pyright: reportOperatorIssue=false, reportGeneralTypeIssues=false
 

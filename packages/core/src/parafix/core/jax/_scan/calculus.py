@@ -10,6 +10,7 @@ import functools as ft
 
 import jax
 import jax.numpy as jnp
+from jax.core import ShapedArray
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
@@ -78,11 +79,12 @@ def _again(params):
 
 
 def _push_again(*arguments, **params):
-    return _push_by(_again(params), *arguments, params["reverse"])
+    return _push_by(_again(params), *arguments, reverse=params["reverse"])
 
 
 def _pull_again(*arguments, **params):
-    return _pull_by(_again(params), *arguments, params["reverse"], params["with_a"])
+    reverse, with_a = params["reverse"], params["with_a"]
+    return _pull_by(_again(params), *arguments, reverse=reverse, with_a=with_a)
 
 
 # Lowering.
@@ -94,7 +96,7 @@ def _run_states(a, b, init, *, platform, scan, reverse, fallback):
 
 def _run_push(*arguments, platform, scan, reverse, fallback):
     solve = _scan_for(platform, scan, fallback).solve
-    return _push_by(solve, *arguments, reverse)
+    return _push_by(solve, *arguments, reverse=reverse)
 
 
 def _run_pull(a, x, init, g, *, platform, scan, reverse, fallback, with_a):
@@ -130,20 +132,20 @@ _pull = _primitive("affine_pull", _run_pull, several=True)
 @_states.def_abstract_eval
 def _states_shape(a, b, init, **params):
     del a, init, params
-    return jax.core.ShapedArray(b.shape, b.dtype)
+    return ShapedArray(b.shape, b.dtype)
 
 
 @_push.def_abstract_eval
 def _push_shape(a, x, init, a_t, b_t, init_t, **params):
     del a, init, a_t, b_t, init_t, params
-    return jax.core.ShapedArray(x.shape, x.dtype)
+    return ShapedArray(x.shape, x.dtype)
 
 
 @_pull.def_abstract_eval
 def _pull_shapes(a, x, init, g, *, with_a, **params):
     del g, params
     like = (a, x, init) if with_a else (x, init)
-    return [jax.core.ShapedArray(each.shape, each.dtype) for each in like]
+    return [ShapedArray(each.shape, each.dtype) for each in like]
 
 
 # Forward mode.
