@@ -19,6 +19,9 @@ _VERSIONS = (
     "jaxopt",
     "torch",
     "torchdeq",
+    "jax-triton",
+    "triton",
+    "accelerated-scan",
     "numpy",
 )
 

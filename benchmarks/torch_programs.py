@@ -1,21 +1,31 @@
-"""Programs for the harness from functions of PyTorch."""
+"""Programs for the harness from PyTorch functions, on a GPU or on a CPU.
 
+Imports PyTorch on first use, so that tables can be listed where it is not installed.
+"""
+
+import importlib.util
 from collections.abc import Callable
 from typing import Any
-
-import torch
 
 from .environment import environment
 from .harness import Answer, Facts, Program
 
 
-# With more, small operations wait for threads to wake up.
-torch.set_num_threads(1)
+def torch_unavailable() -> str:
+    """Why nothing can be measured on a GPU with PyTorch here; empty if it can."""
+    if importlib.util.find_spec("torch") is None:
+        return "PyTorch is not installed"
+    import torch
+
+    return "" if torch.cuda.is_available() else "no GPU"
 
 
 def torch_environment() -> dict[str, Any]:
-    """Versions, and a device: everything here runs on the CPU, by one thread."""
-    return {**environment("cpu", "cpu"), "threads": torch.get_num_threads()}
+    if torch_unavailable():
+        return environment()
+    import torch
+
+    return environment(torch.cuda.get_device_name(), "gpu")
 
 
 def torch_program(
@@ -23,14 +33,34 @@ def torch_program(
     answer: Callable[[Any], Answer],
     facts: Callable[[], Facts] = dict,
 ) -> Program:
-    """`function()` as it is. On a CPU it has finished when it returns.
+    """`function()`, timed until the device has finished."""
+    import torch
 
-    **Arguments:**
+    return Program(
+        run=function,
+        wait=lambda output: torch.cuda.synchronize(),
+        answer=answer,
+        facts=facts,
+    )
 
-    - `function`: what to run.
-    - `answer`: from what it returns to what is compared with the reference.
-    - `facts`: see `Program`.
+
+def torch_cpu_environment() -> dict[str, Any]:
+    """Versions, and a device; from here on PyTorch computes by one thread.
+
+    With more, small operations wait for threads to wake up.
     """
+    import torch
+
+    torch.set_num_threads(1)
+    return {**environment(), "threads": 1}
+
+
+def torch_cpu_program(
+    function: Callable[[], Any],
+    answer: Callable[[Any], Answer],
+    facts: Callable[[], Facts] = dict,
+) -> Program:
+    """`function()` as it is: on a CPU it has finished when it returns."""
     return Program(run=function, answer=answer, facts=facts)
 
 

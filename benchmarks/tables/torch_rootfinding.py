@@ -23,7 +23,7 @@ from parafix.core.torch import (
 from ..harness import Answer, Case, Comparison, Contestant, deviation, Facts, Program
 from ..table import contestant, of_group, Table, Target
 from ..torch_layers import Layer
-from ..torch_programs import Counted, torch_environment, torch_program
+from ..torch_programs import Counted, torch_cpu_environment, torch_cpu_program
 
 
 MAX_STEPS = 400
@@ -137,7 +137,7 @@ def forward(layer: Layer, peer: Peer) -> Program:
     counter = Counted(f)
     _, result = run(tolerance, f=counter)
     facts = _facts(counter, tolerance, result, each=1)
-    return torch_program(
+    return torch_cpu_program(
         functools.partial(run, tolerance, counter.calls), answer, lambda: facts
     )
 
@@ -172,7 +172,7 @@ def with_gradient(layer: Layer, peer: Peer, order: int = 1) -> Program:
     counter = Counted(f)
     _, result = run(tolerance, f=counter)
     facts = _facts(counter, tolerance, result)
-    return torch_program(
+    return torch_cpu_program(
         functools.partial(run, tolerance, counter.calls), answer, lambda: facts
     )
 
@@ -287,5 +287,5 @@ TABLE = Table(
     "is a finding, and no error.",
     cases,
     [_half_of_a_step(), _right_twice()],
-    torch_environment,
+    torch_cpu_environment,
 )

@@ -25,6 +25,14 @@ from ._oracle import (
     dense_affine_scan as dense_affine_scan,
     directional_derivative as directional_derivative,
     loop_affine_scan as loop_affine_scan,
+    reference_scan as reference_scan,
+)
+from ._recurrence import (
+    gru as gru,
+    logistic as logistic,
+    lstm as lstm,
+    Recurrence as Recurrence,
+    tanh_cell as tanh_cell,
 )
 from ._rootfinder_contract import RootFinderContract as RootFinderContract
 from ._scan_contract import ScanContract as ScanContract
@@ -40,6 +48,7 @@ __all__ = [
     "AdjointContract",
     "CallCounter",
     "DenseProblem",
+    "Recurrence",
     "RootFinderContract",
     "ScanContract",
     "affine",
@@ -52,9 +61,14 @@ __all__ = [
     "dense_pushforward",
     "dense_solution",
     "directional_derivative",
+    "gru",
     "largest_bytes",
+    "logistic",
     "loop_affine_scan",
+    "lstm",
+    "reference_scan",
     "stacked",
+    "tanh_cell",
     "tanh_layer",
     "zoo",
     "zoo_names",
