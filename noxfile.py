@@ -20,7 +20,9 @@ nox.needs_version = ">=2025.5.1"
 nox.options.default_venv_backend = "virtualenv"
 nox.options.reuse_venv = "yes"
 nox.options.error_on_external_run = True
-nox.options.sessions = ["tests", "lint", "typecheck", "build", "third_party", "docs"]
+nox.options.sessions = [
+    *("tests", "parity", "lint", "typecheck", "build", "third_party", "docs")
+]
 
 # The packages and their test sessions; a new package is one line. "light" is the half
 # without a framework. A package without a session for it has its light tests run in
@@ -34,7 +36,10 @@ BACKENDS = ("jax", "torch")
 
 # Tests that belong to no package, by the session whose environment suits them, and what
 # else they need.
-FURTHER_TESTS = {"deer-jax": ("benchmarks/tests", ["jaxopt"])}
+FURTHER_TESTS = {
+    "deer-jax": ("benchmarks/tests", ["jaxopt"]),
+    "core-torch": ("benchmarks/tests/torch", ["torchdeq"]),
+}
 
 # One call per package and backend that shows a wheel to work on its own.
 SMOKE = {
@@ -237,6 +242,17 @@ def tests(session, package, backend):
 
 
 @nox.session
+def parity(session):
+    """Both frameworks in one environment: the same answers, gradients and names."""
+    packages = [name for name, halves in PACKAGES.items() if {*BACKENDS} <= {*halves}]
+    install(session, *editable(packages, *BACKENDS, "testing"))
+    checked = [f"parafix.{name}.{backend}" for name in packages for backend in BACKENDS]
+    checks = f"--jaxtyping-packages={','.join(checked)},beartype.beartype"
+    paths = [] if any(map(is_path, session.posargs)) else ["tests/parity"]
+    session.run("pytest", checks, *paths, *session.posargs, env=ON_CPU)
+
+
+@nox.session
 @suites()
 def slow(session, package, backend):
     """The tests marked `slow`, which `tests` leaves out."""
@@ -308,7 +324,7 @@ def demo(session):
 @nox.session
 def bench(session):
     """Side-by-side timings; arguments after `--` go to `python -m benchmarks`."""
-    install(session, *editable(PACKAGES, *BACKENDS, "demo"), "jaxopt")
+    install(session, *editable(PACKAGES, *BACKENDS, "demo"), "jaxopt", "torchdeq")
     if shutil.which("nvidia-smi"):
         # What pip finds for PyTorch is built for CUDA already.
         peers = ["jax[cuda13]", "triton", "jax-triton", "accelerated-scan"]

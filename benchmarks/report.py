@@ -14,6 +14,7 @@ _COLUMNS = (
     ("min", lambda item: duration(item["minimum"])),
     ("sweeps", lambda item: _plain(item.get("sweeps"))),
     ("evaluations", lambda item: _plain(item.get("evaluations"))),
+    ("per evaluation", lambda item: _each(item)),
     ("products", lambda item: _plain(item.get("products"))),
     ("tolerance", lambda item: _number(item.get("tolerance"))),
     ("residual", lambda item: _number(item.get("residual"))),
@@ -35,6 +36,13 @@ def duration(seconds: float | None) -> str:
     if seconds >= 1e-3:
         return f"{seconds * 1e3:.3g} ms"
     return f"{seconds * 1e6:.3g} us"
+
+
+def _each(item):
+    """Where a table shows it: time by evaluation, with all that a solver does."""
+    if not (item.get("each") and item["median"]):
+        return ""
+    return duration(item["median"] / item["evaluations"])
 
 
 def _range(pair):

@@ -1,4 +1,4 @@
-"""Programs for the harness from PyTorch functions on a GPU.
+"""Programs for the harness from PyTorch functions, on a GPU or on a CPU.
 
 Imports PyTorch on first use, so that tables can be listed where it is not installed.
 """
@@ -42,3 +42,34 @@ def torch_program(
         answer=answer,
         facts=facts,
     )
+
+
+def torch_cpu_environment() -> dict[str, Any]:
+    """Versions, and a device; from here on PyTorch computes by one thread.
+
+    With more, small operations wait for threads to wake up.
+    """
+    import torch
+
+    torch.set_num_threads(1)
+    return {**environment(), "threads": 1}
+
+
+def torch_cpu_program(
+    function: Callable[[], Any],
+    answer: Callable[[Any], Answer],
+    facts: Callable[[], Facts] = dict,
+) -> Program:
+    """`function()` as it is: on a CPU it has finished when it returns."""
+    return Program(run=function, answer=answer, facts=facts)
+
+
+class Counted:
+    """A function, and how many times it was called."""
+
+    def __init__(self, function: Callable[..., Any]):
+        self.function, self.calls = function, 0
+
+    def __call__(self, *arguments: Any) -> Any:
+        self.calls += 1
+        return self.function(*arguments)
