@@ -203,8 +203,20 @@ def pytest_arguments(session, backend, paths):
     return [*checks, *paths, *session.posargs]
 
 
-def run_tests(session, backend, paths):
-    arguments = pytest_arguments(session, backend, paths)
+def side_by_side(session):
+    """Arguments that run tests in as many processes as there are processors.
+
+    Tests of a class stay together, so that they share what was compiled. A person who
+    gives arguments may want a debugger, or to see the output, and gets one process.
+    """
+    if session.posargs:
+        return []
+    install(session, "pytest-xdist")
+    return ["--numprocesses=auto", "--maxprocesses=8", "--dist=loadscope"]
+
+
+def run_tests(session, backend, paths, *more):
+    arguments = [*pytest_arguments(session, backend, paths), *more]
     # pytest fails when it collects nothing, and so does the session.
     env = INTERPRETED if backend == "kernels" else ON_CPU
     session.run("pytest", *arguments, env=env)
@@ -232,7 +244,8 @@ def run_marked(session, marker, backend, paths, env):
 def tests(session, package, backend):
     """The everyday tests, one environment for each package and backend."""
     install_suite(session, package, backend)
-    run_tests(session, backend, test_paths(package, backend))
+    more = () if backend == "light" else side_by_side(session)
+    run_tests(session, backend, test_paths(package, backend), *more)
     further = FURTHER_TESTS.get(name_of(package, backend))
     if further and not session.posargs:
         path, peers = further
@@ -249,7 +262,8 @@ def parity(session):
     checked = [f"parafix.{name}.{backend}" for name in packages for backend in BACKENDS]
     checks = f"--jaxtyping-packages={','.join(checked)},beartype.beartype"
     paths = [] if any(map(is_path, session.posargs)) else ["tests/parity"]
-    session.run("pytest", checks, *paths, *session.posargs, env=ON_CPU)
+    arguments = [*paths, *session.posargs, *side_by_side(session)]
+    session.run("pytest", checks, *arguments, env=ON_CPU)
 
 
 @nox.session
