@@ -18,6 +18,10 @@ _VERSIONS = (
     "lineax",
     "jaxopt",
     "torch",
+    "torchdeq",
+    "jax-triton",
+    "triton",
+    "accelerated-scan",
     "numpy",
 )
 

@@ -14,10 +14,13 @@ _COLUMNS = (
     ("min", lambda item: duration(item["minimum"])),
     ("sweeps", lambda item: _plain(item.get("sweeps"))),
     ("evaluations", lambda item: _plain(item.get("evaluations"))),
+    ("per evaluation", lambda item: _each(item)),
     ("products", lambda item: _plain(item.get("products"))),
     ("tolerance", lambda item: _number(item.get("tolerance"))),
     ("residual", lambda item: _number(item.get("residual"))),
     ("deviation", lambda item: _number(item["deviation"]) if item["deviation"] else ""),
+    ("must move", lambda item: _memory(item.get("bytes"))),
+    ("rate", lambda item: _rate(item)),
     ("memory", lambda item: _memory(item["temporary_bytes"])),
     ("compiled in", lambda item: duration(item["compile_seconds"])),
     ("loads", lambda item: item.get("loads", "")),
@@ -35,6 +38,13 @@ def duration(seconds: float | None) -> str:
     return f"{seconds * 1e6:.3g} us"
 
 
+def _each(item):
+    """Where a table shows it: time by evaluation, with all that a solver does."""
+    if not (item.get("each") and item["median"]):
+        return ""
+    return duration(item["median"] / item["evaluations"])
+
+
 def _range(pair):
     return "" if pair is None else f"{duration(pair[0])} .. {duration(pair[1])}"
 
@@ -49,6 +59,12 @@ def _number(value):
 
 def _memory(count):
     return "" if count is None else f"{count / 2**20:.2f} MiB"
+
+
+def _rate(item):
+    if not (item.get("bytes") and item["median"]):
+        return ""
+    return f"{item['bytes'] / item['median'] / 1e9:.0f} GB/s"
 
 
 def _rows(items: Sequence[Record]) -> list[list[str]]:

@@ -10,8 +10,11 @@ SUMMARIES = {
     "deer-scan": "parafix.deer.jax.scan beside lax.scan and a textbook DEER",
     "memory": "temporary memory of value-and-gradient, with and without windows",
     "rootfinding": "parafix.core.jax.fixed_point beside jaxopt and Optimistix",
+    "torch-rootfinding": "parafix.core.torch.fixed_point beside torchdeq",
     "adjoint-memory": "temporary memory of gradients through a fixed point",
     "import": "what `import parafix.core` costs, and what it loads",
+    "diagonal-scan": "the kernel of the diagonal scan in PyTorch, on a GPU",
+    "diagonal-scan-jax": "the same in JAX",
     "windows": "time and sweeps of DEER by the length of its windows",
     "torch-gru": "parafix.deer.torch.GRU beside torch.nn.GRU",
 }

@@ -32,6 +32,7 @@ from parafix.core.torch import (
     UnrolledAdjoint,
 )
 from parafix.core.torch._linear import gmres
+from parafix.core.torch._watch import Watch
 
 
 SIZE = 6
@@ -676,6 +677,28 @@ class TestBatches:
         for i in (0, 5, 9):
             alone = self.solve((w, b[i : i + 1], slope[i : i + 1]), make)
             assert_identical(self.arrays(alone), self.at(together, slice(i, i + 1)))
+
+    @pytest.mark.parametrize("make", SOLVERS)
+    def test_what_the_host_sees_at_once_changes_no_bit(self, make, monkeypatch):
+        # Two numbers for a batch, or every sample looked at in every step.
+        w, b, slope = self.problem()
+        hopeless = b.clone()
+        hopeless[9, 3] = torch.nan
+        slope[11] = 40
+        scales = tensor([[1.0], [1e-6], [1e5]]).repeat(22, 1)[: self.samples]
+        cases = [(w, b, slope), (w, hopeless, slope), (w, b * scales, slope * scales)]
+        cases += [(w, b[:1], slope[:1]), (w, b[5:6], slope[5:6])]
+        guess = vectors(8, self.samples)
+        guess[3] = torch.nan
+        watched = [self.solve(case, make) for case in cases]
+        watched.append(self.solve(cases[0], make, guess))
+        monkeypatch.setattr(Watch, "all_go_on", lambda self, measured: False)
+        monkeypatch.setattr(Watch, "improved", lambda self: None)
+        monkeypatch.setattr(Watch, "all_move", lambda self, lengths: False)
+        for solution, case in zip(watched, [*cases, cases[0]], strict=True):
+            start = guess if solution is watched[-1] else None
+            expected = self.solve(case, make, start)
+            assert_identical(self.arrays(solution), self.arrays(expected))
 
     def test_with_products_of_matrices(self):
         # These round by the size of the batch, not by what is in it.

@@ -36,6 +36,8 @@ KNOWN: Final[dict[tuple[str, str, str], str]] = {
     ("scan", "blocked", "torch"): "parafix-core",
     ("scan", "sequential", "jax"): "parafix-core",
     ("scan", "sequential", "torch"): "parafix-core",
+    ("scan", "triton", "jax"): "parafix-core",
+    ("scan", "triton", "torch"): "parafix-core",
     ("adjoint", "implicit", "jax"): "parafix-core",
     ("adjoint", "implicit", "torch"): "parafix-core",
     ("adjoint", "one-step", "jax"): "parafix-core",

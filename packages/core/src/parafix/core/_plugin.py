@@ -16,6 +16,15 @@ _BLELLOCH: Final = """\
   year = {1990}
 }"""
 
+_MERRILL: Final = """\
+@techreport{merrill2016single,
+  title = {Single-Pass Parallel Prefix Scan with Decoupled Look-Back},
+  author = {Merrill, Duane and Garland, Michael},
+  institution = {NVIDIA},
+  number = {NVR-2016-002},
+  year = {2016}
+}"""
+
 _SONG: Final = """\
 @inproceedings{song2021accelerating,
   title = {Accelerating Feedforward Computation via Parallel Nonlinear Equation
@@ -137,6 +146,12 @@ _SCANS: Final = (
         (),
     ),
     ("sequential", "SequentialScan", "linear recurrence step by step", ()),
+    (
+        "triton",
+        "TritonScan",
+        "linear recurrence with diagonal matrices by a GPU kernel, in one pass",
+        (_MERRILL,),
+    ),
 )
 _ADJOINTS: Final = (
     (

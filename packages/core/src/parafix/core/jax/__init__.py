@@ -27,10 +27,12 @@ from ._rootfinders import (
     NewtonKrylov as NewtonKrylov,
 )
 from ._scan import (
+    AbstractFusedScan as AbstractFusedScan,
     AbstractScan as AbstractScan,
     AssociativeScan as AssociativeScan,
     BlockedScan as BlockedScan,
     SequentialScan as SequentialScan,
+    TritonScan as TritonScan,
 )
 from ._solution import Solution as Solution
 from ._solve_chain import assess as assess, solve_chain as solve_chain
@@ -42,6 +44,7 @@ __all__ = [
     "GMRES",
     "RESULTS",
     "AbstractDenseTangent",
+    "AbstractFusedScan",
     "AbstractIteration",
     "AbstractScan",
     "AbstractSweep",
@@ -62,6 +65,7 @@ __all__ = [
     "Sequential",
     "SequentialScan",
     "Solution",
+    "TritonScan",
     "UnrolledAdjoint",
     "affine_scan",
     "as_sweep",

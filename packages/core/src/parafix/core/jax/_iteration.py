@@ -222,4 +222,5 @@ class AbstractIteration(AbstractDense):
         new, memory, linear = lax.cond(
             eqxi.unvmap_all(done), lambda: (z, memory, jnp.array(0)), advance
         )
-        return new, memory, 0, linear
+        # Nor is it counted, if a neighbour has it taken.
+        return new, memory, 0, jnp.where(done, 0, linear)

@@ -170,8 +170,9 @@ class Broyden(AbstractIteration):
         good = (memory.num_steps > 0) & (jnp.abs(slope) > small)
         new = jnp.where(good, missing / jnp.where(good, slope, 1), 0)
         left = left.at[count].set(new)
-        right = right.at[count].set(direction)
-        count = count + good.astype(count.dtype)
+        right = right.at[count].set(jnp.where(good, direction, 0))
+        # An update that was left out is a row of zeros.
+        count = count + (memory.num_steps > 0).astype(count.dtype)
         new = z - _apply(left, right, count, g)
         memory = _BroydenMemory(count, memory.num_steps + 1, z, g, left, right)
         return new, memory, 0

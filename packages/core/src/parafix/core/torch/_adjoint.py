@@ -196,7 +196,8 @@ class _Solve(Function):
     @staticmethod
     def forward(task: _Task, z: Tensor, *params: Tensor) -> Any:
         outcome = _primal(task, z, params)
-        return *outcome[:-1], *task.learn(outcome.memory)
+        # The guess may be the best there was, and an input is no output.
+        return outcome.z.view_as(z), *outcome[1:-1], *task.learn(outcome.memory)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:

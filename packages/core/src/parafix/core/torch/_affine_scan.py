@@ -8,7 +8,13 @@ from torch import Tensor
 from ._calculus import under_transforms
 from ._custom_types import ArrayLike, Inexact
 from ._named import named
-from ._scan import AbstractScan, AssociativeScan, SequentialScan
+from ._scan import (
+    AbstractFusedScan,
+    AbstractScan,
+    AssociativeScan,
+    SequentialScan,
+    TritonScan,
+)
 from ._scan.algebra import apply, is_dense, outer
 
 
@@ -41,7 +47,8 @@ def affine_scan(
         which case the first `a` is not read.
     - `reverse`: if true, solve `x_t = a_t x_{t+1} + b_t`; `init` enters at the end.
     - `scan`: an [`parafix.core.torch.AbstractScan`][], a registered name, or `"auto"`:
-        sequential for large states on a CPU, associative otherwise.
+        on a GPU `triton` where it has no reason against; else sequential for large
+        states on a CPU, associative otherwise.
 
     NumPy arrays are taken to the device of the tensors.
 
@@ -102,12 +109,35 @@ def _automatic(a: Tensor, b: Tensor) -> AbstractScan:
     dense. Below, the associative scan wins from some twenty steps on, and by 30 to 100
     times for ten thousand small ones; above, it loses by up to 3 times, since it does
     more work.
-    On a GPU, where a call costs as much and a step of this size less, nothing has been
-    measured, and the associative scan is taken.
+    On a GPU nothing has been measured: there the kernel moves each number once, which
+    the associative scan, taken where the kernel cannot serve, does some four times.
     """
+    if b.device.type == "cuda":
+        kernel = TritonScan()
+        return AssociativeScan() if kernel.reasons_against(a, b) else kernel
     large = a.numel() + b.numel() >= 8192 * b.shape[0]
     on_host = b.device.type == "cpu"
     return SequentialScan() if large and on_host else AssociativeScan()
+
+
+def automatic_choice() -> str:
+    """What `"auto"` takes here, in words, for `parafix doctor`."""
+    gpu = torch.cuda.is_available()
+    b = torch.empty((1, 1), device="cuda" if gpu else "cpu")
+    reasons = TritonScan().reasons_against(b, b)
+    if gpu and not reasons:
+        return "auto takes 'triton' for diagonal matrices on cuda"
+    taken = (
+        "'associative'" if gpu else "'associative' or, for large states, 'sequential'"
+    )
+    return f"auto takes {taken}; not 'triton': {'; '.join(reasons)}"
+
+
+def _is_final() -> bool:
+    """Whether nobody takes a derivative of what is computed now."""
+    return not (
+        torch.is_grad_enabled() or under_transforms() or forward_ad._current_level >= 0
+    )
 
 
 def _exactly(device: torch.device) -> Any:
@@ -163,6 +193,12 @@ class _Solve(torch.autograd.Function):
         if x.numel() == 0:
             zeros = torch.zeros_like(a), torch.zeros_like(x), torch.zeros_like(init)
             return *zeros, None, None
+        chosen = _automatic(a, x) if ctx.scan == "auto" else ctx.scan
+        if isinstance(chosen, AbstractFusedScan) and _is_final():
+            if g.dtype != x.dtype:
+                g = g.to(x.dtype)
+            grads = chosen.vjp(a, x, init, g, reverse, ctx.needs_input_grad[0])
+            return *grads, None, None
         # l_t = a_{t+1}^H l_{t+1} + g_t, and the cotangent of `init` would be the next.
         # Shifted by one step, each stands where the `a` does that takes it on: the same
         # `a` at the same times, the other way.

@@ -6,6 +6,7 @@ around it. Derivatives with respect to them need them as arguments.
 
 import contextlib
 import dataclasses
+import operator
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -193,6 +194,14 @@ class Autocast:
     def enabled(self) -> bool:
         return any(enabled for _, enabled, _ in self.states)
 
+    @property
+    def off(self) -> bool:
+        """Whether no autocast is under way, nor was in this state."""
+        for kind, enabled, _ in self.states:
+            if enabled or torch.is_autocast_enabled(kind):
+                return False
+        return True
+
     def eps(self, dtypes: Sequence[torch.dtype]) -> float:
         """The relative precision of what works on `dtypes` in this state."""
         reduced = [dtype for _, enabled, dtype in self.states if enabled]
@@ -246,8 +255,13 @@ class Captured(AbstractClosed):
         self, fn: Callable[[Tensor, Exchange], Any], z: Tensor, params: Sequence[Tensor]
     ) -> Any:
         """Calls `fn`, which calls PyTorch as `self.fn` does, with the exchange made."""
+        same = len(params) == len(self.originals)
+        same = same and all(map(operator.is_, params, self.originals))
+        if same and self.autocast.off:
+            # Nothing to enter: calls of a small `fn` are so cheap that it would tell.
+            return fn(z, {})
         with self.autocast.entered():
-            if all(x is y for x, y in zip(params, self.originals, strict=True)):
+            if same:
                 return fn(z, {})
             pairs = zip(self.originals, params, strict=True)
             exchange = {id(original): new for original, new in pairs}

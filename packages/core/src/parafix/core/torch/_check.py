@@ -13,6 +13,11 @@ def checked_tolerance(name: str, value: Any, default: Any) -> Any:
     """`value`, a non-negative number or one for each entry; `default` if `None`."""
     if value is None:
         return default
+    if type(value) in (int, float):
+        # The usual case, without a tensor.
+        if not value >= 0:
+            raise ValueError(f"`{name}` must be non-negative, got {value}.")
+        return float(value)
     message = f"`{name}` must be a number, got {value!r}."
     try:
         # A Python number becomes float64, where a small negative one stays negative.

@@ -1,4 +1,5 @@
 import dataclasses
+import functools
 import math
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -10,7 +11,7 @@ from torch.utils import _pytree as pytree
 from ._adjoint import AbstractAdjoint, DenseProblem
 from ._capture import Autocast, Exchange
 from ._check import checked_count, default_tolerance
-from ._iteration import AbstractIteration
+from ._iteration import AbstractIteration, may_overwrite
 from ._named import named
 from ._result import RESULTS
 from ._solution import Solution
@@ -140,16 +141,22 @@ class Layout:
     shapes: tuple[tuple[int, ...], ...]
     dtypes: tuple[torch.dtype, ...]
 
-    @property
+    @functools.cached_property
     def dtype(self) -> torch.dtype:
         dtype = torch.float32
         for other in self.dtypes:
             dtype = torch.promote_types(dtype, other)
         return dtype
 
-    @property
+    @functools.cached_property
     def sizes(self) -> tuple[int, ...]:
         return tuple(math.prod(shape) for shape in self.shapes)
+
+    @functools.cached_property
+    def flat(self) -> bool:
+        """Whether the state is a flat one already."""
+        (first, *_), (dtype, *_) = self.shapes, self.dtypes
+        return self.single and len(first) == 1 and dtype == self.dtype
 
     def tolerance(self, device: torch.device) -> float | Tensor:
         """`eps^(3/4)`, one number, or one for each entry if dtypes differ."""
@@ -162,6 +169,9 @@ class Layout:
 
     def flatten(self, y: Any) -> Tensor:
         """`(B, n)`, from leaves `(B, ...)`."""
+        if self.flat and y.dtype is self.dtype and may_overwrite():
+            # Nobody watches what becomes of `y`.
+            return y
         leaves = [
             leaf.reshape(leaf.shape[0], size).to(self.dtype)
             for leaf, size in zip(self.leaves(y), self.sizes, strict=True)
@@ -170,6 +180,8 @@ class Layout:
 
     def unflatten(self, z: Tensor) -> Any:
         """The leaves, each contiguous."""
+        if self.flat:
+            return z.contiguous()
         parts = (z,) if len(self.sizes) == 1 else z.split(self.sizes, 1)
         leaves = [
             part.reshape(z.shape[0], *shape).to(dtype).contiguous()
@@ -182,7 +194,7 @@ class Layout:
 
     def rounded(self, z: Tensor) -> Tensor:
         """`z` as its leaves can hold it."""
-        if all(dtype == self.dtype for dtype in self.dtypes):
+        if self.flat or all(dtype == self.dtype for dtype in self.dtypes):
             return z
         return self.flatten(self.unflatten(z))
 
@@ -228,6 +240,11 @@ def _layout(y0):
 
 
 def _checked_output(layout, samples, out, autocast):
+    if layout.flat and isinstance(out, Tensor):
+        # The usual case, at little cost.
+        shape = (samples, *layout.sizes)
+        if out.dtype is layout.dtype and out.shape == shape:
+            return out
     if layout.single:
         ok = isinstance(out, Tensor)
     else:

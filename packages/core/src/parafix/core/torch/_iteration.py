@@ -1,4 +1,5 @@
 import abc
+import contextlib
 import dataclasses
 from collections.abc import Callable
 from typing import Any, ClassVar, NamedTuple
@@ -13,6 +14,7 @@ from ._calculus import AbstractOperator, under_transforms
 from ._check import checked_tolerance
 from ._linear import looks
 from ._result import RESULTS
+from ._watch import max_abs, Watch
 
 
 State = Float[Tensor, "B n"]
@@ -134,8 +136,10 @@ def iterate(
     eps = torch.finfo(z.dtype).eps
     # On a CPU the host sees for nothing whether a sample has ended, and most steps end
     # none. An accelerator would have to be waited for, so there everything is computed.
-    watched = z.device.type == "cpu"
-    fixed = _constant if not may_overwrite() else _itself
+    watched, recorded = z.device.type == "cpu", not may_overwrite()
+    fixed = _constant if recorded else _itself
+    quiet = torch.no_grad() if torch.is_grad_enabled() else contextlib.nullcontext()
+    watch = None
     # A guess that is not finite stops the loop before anything is evaluated.
     active = torch.isfinite(fixed(z)).all(1)
     everyone = watched and not anywhere(~active)
@@ -145,6 +149,7 @@ def iterate(
     num_steps = torch.zeros(samples, dtype=torch.int64, device=z.device)
     num_linear = num_steps
     best = z
+    measure = _measure(solver, z)
     memory = solver.init_memory(z)
     for step in range(max_steps):
         if start is not None:
@@ -152,57 +157,79 @@ def iterate(
         else:
             value, jvp = linearise(z) if solver.linearises else (fn(z), None)
         g = value - z
-        with torch.no_grad():
-            size, length, measured = _measure(solver, fixed(z), fixed(g))
+        with quiet:
+            size, measured = measure(fixed(z), fixed(g))
             if step == 0:
-                limit = length * eps**-0.75
-            # Comparisons with NaN are false.
-            better = measured < residual
-            going = (measured > 1) & (length <= limit)
+                limit = max_abs(fixed(g)) * eps**-0.75
+                if watched and not recorded:
+                    watch = Watch(solver, limit)
+                    watch.sees(torch.where(active[:, None], z, 0))
             if not everyone:
-                better, going = active & better, active & going
-            residual = torch.where(better, measured, residual)
-            ended = active & ~going
-            if not watched or anywhere(ended):
-                everyone = False
-                nonfinite = ended & ~torch.isfinite(fixed(value)).all(1)
-                for flag, code in (
-                    (ended, RESULTS.diverged),
-                    (nonfinite, RESULTS.nonfinite),
-                    (ended & (measured <= 1), RESULTS.successful),
-                ):
-                    result = torch.where(flag, code, result)
-                num_steps = torch.where(ended, step + 1, num_steps)
-                active = going
-        best = torch.where(better[:, None], z, best)
+                # What has ended does not end again.
+                measured = torch.where(active, measured, 2)
+            calm = watch is not None and watch.all_go_on(measured)
+            improved = watch.improved() if everyone and watch is not None else None
+            # Comparisons with NaN are false.
+            better = measured < residual if improved is None else None
+            if better is not None and not everyone:
+                better = active & better
+            if improved:
+                residual = measured
+            elif better is not None:
+                residual = torch.where(better, measured, residual)
+            if not calm:
+                going = (measured > 1) & (max_abs(fixed(g)) <= limit)
+                ended = active & ~going
+                if not watched or anywhere(ended):
+                    everyone = False
+                    nonfinite = ended & ~torch.isfinite(fixed(value)).all(1)
+                    for flag, code in (
+                        (ended, RESULTS.diverged),
+                        (nonfinite, RESULTS.nonfinite),
+                        (ended & (measured <= 1), RESULTS.successful),
+                    ):
+                        result = torch.where(flag, code, result)
+                    num_steps = torch.where(ended, step + 1, num_steps)
+                    active = active & going
+        if improved:
+            best = z
+        elif better is not None:
+            best = torch.where(better[:, None], z, best)
         if not everyone:
-            if looks(step, z.device) and not anywhere(active):
+            if not calm and looks(step, z.device) and not anywhere(active):
                 break
             g = torch.where(active[:, None], g, 0)
         new, memory, linear = solver.advance(z, g, jvp, memory)
         new = rounded(new)
-        with torch.no_grad():
+        if not everyone:
+            new = torch.where(active[:, None], new, z)
+        with quiet:
             if solver.linearises:
                 num_linear = num_linear + torch.where(active, linear, 0)
-            change = (fixed(new) - fixed(z)).abs()
-            good = change.amax(1) < torch.inf
-            if solver.rests:
-                good = good & (change > eps * size).any(1)
-            ended = active & ~good
-            if not watched or anywhere(ended):
-                everyone = False
+            change = fixed(new) - fixed(z)
+            moves = False
+            if watch is not None:
+                lengths = max_abs(change)
+                if not everyone:
+                    lengths = torch.where(active, lengths, watch.moving)
+                moves = watch.all_move(lengths)
+            if not moves:
                 finite = torch.isfinite(fixed(new)).all(1)
-                failed = ended & ~finite
-                still = (change <= eps * size).all(1)
-                stalled = ended & still if solver.rests else torch.zeros_like(still)
-                result = torch.where(failed, RESULTS.linear_solve_failed, result)
-                result = torch.where(stalled, RESULTS.stalled, result)
-                num_steps = torch.where(failed | stalled, step + 1, num_steps)
-                active = active & ~(failed | stalled)
-        if not everyone:
+                failed = active & ~finite
+                still = (change.abs() <= eps * size).all(1)
+                stalled = active & still if solver.rests else torch.zeros_like(still)
+                if not watched or anywhere(failed | stalled):
+                    everyone = False
+                    result = torch.where(failed, RESULTS.linear_solve_failed, result)
+                    result = torch.where(stalled, RESULTS.stalled, result)
+                    num_steps = torch.where(failed | stalled, step + 1, num_steps)
+                    active = active & ~(failed | stalled)
+        if not (moves or everyone):
             new = torch.where(active[:, None], new, z)
             if looks(step, z.device) and not anywhere(active):
                 break
+        if watch is not None and not moves:
+            watch.sees(torch.where(active[:, None], new, 0))
         z = new
     num_steps = torch.where(active, max_steps, num_steps)
     num_evals = num_steps + spent
@@ -217,14 +244,24 @@ def _itself(x):
     return x
 
 
-def _measure(solver, z, g):
-    """`|z|`, and of each sample `max |g|` and `max |g| / (atol + rtol |z|)`."""
-    size, length = z.abs(), g.abs()
-    measured = length / (size * solver.rtol + solver.atol)
-    if not (isinstance(solver.atol, float) and solver.atol > 0):
-        # 0 / 0 is an entry that is met exactly at zero tolerance.
-        measured = torch.where(length == 0, 0, measured)
-    return size, length.amax(1), measured.amax(1)
+def _measure(solver, like):
+    """`(z, g)` to `|z|`, and of each sample `max |g| / (atol + rtol |z|)`."""
+    rtol, atol = (
+        torch.as_tensor(x, dtype=like.dtype, device=like.device)
+        for x in (solver.rtol, solver.atol)
+    )
+    tiny = torch.finfo(like.dtype).tiny
+    positive = not isinstance(solver.atol, Tensor) and solver.atol >= tiny
+
+    def measure(z, g):
+        size = z.abs()
+        ratio = g / torch.addcmul(atol, size, rtol)
+        if not positive:
+            # 0 / 0 is an entry that is met exactly at zero tolerance.
+            ratio = torch.where(g == 0, 0, ratio)
+        return size, max_abs(ratio)
+
+    return measure
 
 
 def anywhere(flags: Tensor) -> bool:

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -10,6 +10,16 @@ from torch import Tensor
 from ._check import checked_count, checked_tolerance
 from ._iteration import AbstractIteration, may_overwrite
 from ._linear import GMRES, linear_solve, LinearSolver, LU
+from ._rows import (
+    all_apart,
+    combined,
+    divisor,
+    length,
+    products,
+    put,
+    seen,
+    surely_finite,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,20 +42,23 @@ class FixedPoint(AbstractIteration):
 
     def advance(self, z, g, jvp, memory):
         del jvp
-        return z + (1 - self.damping) * g, memory, 0
+        return torch.add(z, g, alpha=1 - self.damping), memory, 0
 
 
 class _AndersonMemory(NamedTuple):
     # The same for all samples, which start together.
     taken: int
-    last_z: Tensor
+    last_plain: Tensor
     last_g: Tensor
-    # `(B, m, n)`: differences of consecutive iterates and residuals, scaled so that
-    # those of the residuals have unit length; the oldest is overwritten.
-    dz: Tensor
+    # `(B, m, n)`: differences of consecutive plain steps `z + mixing g` and residuals,
+    # scaled so that those of the residuals have unit length; the oldest is overwritten.
+    moves: Tensor
     dg: Tensor
     # `(B, m, m)`
     gram: Tensor
+    # Where to write in place: by slot, the parts of `moves` and `dg`, the row and the
+    # column of `gram`, and what is on its diagonal.
+    places: Any
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,45 +97,63 @@ class Anderson(AbstractIteration):
     def init_memory(self, z):
         samples, size = z.shape
         m = min(self.history, size)
-        dz, dg = (z.new_zeros(samples, m, size) for _ in range(2))
-        gram = z.new_zeros(samples, m, m)
-        return _AndersonMemory(0, z, torch.zeros_like(z), dz, dg, gram)
+        moves, dg = (z.new_zeros(samples, m, size) for _ in range(2))
+        # A column that is missing has a one on the diagonal, and changes nothing.
+        gram = torch.eye(m, dtype=z.dtype, device=z.device).repeat(samples, 1, 1)
+        places = None
+        if may_overwrite():
+            places = list(
+                zip(
+                    *(x.unbind(1) for x in (moves, dg, gram, gram.mT)),
+                    gram.diagonal(dim1=1, dim2=2).unbind(1),
+                    strict=True,
+                )
+            )
+        return _AndersonMemory(0, z, torch.zeros_like(z), moves, dg, gram, places)
 
     def advance(self, z, g, jvp, memory):
         del jvp
-        plain = z + self.mixing * g
+        plain = torch.add(z, g, alpha=self.mixing)
         if memory.taken == 0:
-            return plain, memory._replace(taken=1, last_z=z, last_g=g), 0
-        m = memory.gram.shape[1]
-        slot, filled = (memory.taken - 1) % m, min(memory.taken, m)
-        change = g - memory.last_g
-        scale = _length(change)
-        # Nothing to learn from a residual that came again.
-        unit = torch.where(scale > 0, 1 / torch.where(scale > 0, scale, 1), 0)
-        column = unit[:, None] * change
-        dz = _put(memory.dz, slot, unit[:, None] * (z - memory.last_z))
-        dg = _put(memory.dg, slot, column)
-        eps = torch.finfo(z.dtype).eps
-        ridge = eps**0.75 if self.ridge is None else self.ridge
-        # One on the diagonal also for a column of zeros, which then changes nothing.
-        row = _put((dg * column[:, None]).sum(-1), slot, 1 + ridge)
-        gram = _put(_put(memory.gram, slot, row).mT, slot, row).mT
-        memory = _AndersonMemory(memory.taken + 1, z, g, dz, dg, gram)
-        dz, dg = dz[:, :filled], dg[:, :filled]
-        factor, info = torch.linalg.cholesky_ex(gram[:, :filled, :filled])
-        gamma = torch.cholesky_solve((dg * g[:, None]).sum(-1)[..., None], factor)
-        correction = dz + dg if self.mixing == 1 else dz + self.mixing * dg
-        new = plain - (gamma * correction).sum(1)
-        good = (info == 0) & torch.isfinite(new.detach()).all(1)
-        return torch.where(good[:, None], new, plain), memory, 0
+            return plain, memory._replace(taken=1, last_plain=plain, last_g=g), 0
+        taken, last_plain, last_g, moves, dg, gram, places = memory
+        inplace = places is not None
+        slot = (taken - 1) % gram.shape[1]
+        ridge = torch.finfo(z.dtype).eps ** 0.75 if self.ridge is None else self.ridge
+        change = g - last_g
+        # Nothing to learn from a residual that came again: then this is infinite, and
+        # the column zero.
+        scale = divisor(change, inplace)
+        if places is not None:
+            move_at, column_at, row_at, transposed_at, diagonal_at = places[slot]
+            torch.div(plain - last_plain, scale, out=move_at)
+            row = products(dg, torch.div(change, scale, out=column_at))
+            row_at.copy_(row)
+            transposed_at.copy_(row)
+            diagonal_at.fill_(1 + ridge)
+        else:
+            column = change / scale
+            moves = put(moves, slot, (plain - last_plain) / scale, inplace)
+            dg = put(dg, slot, column, inplace)
+            row = put(products(dg, column), slot, 1 + ridge, inplace)
+            gram = put(put(gram, slot, row, inplace).mT, slot, row, inplace)
+        factor, info = torch.linalg.cholesky_ex(gram)
+        gamma = torch.cholesky_solve(products(dg, g).unsqueeze(2), factor)
+        new = plain - combined(gamma, moves)
+        if not (seen(new, inplace) and info.max().item() == 0 and surely_finite(new)):
+            good = (info == 0) & torch.isfinite(new.detach()).all(1)
+            new = torch.where(good[:, None], new, plain)
+        return new, _AndersonMemory(taken + 1, plain, g, moves, dg, gram, places), 0
 
 
 class _BroydenMemory(NamedTuple):
-    # `(B,)`: updates differ from sample to sample.
-    rank: Tensor
+    # The same for all samples, which start together.
+    rank: int
     num_steps: int
     last_z: Tensor
     last_g: Tensor
+    # `H g` of the last step, with what is still known of `H`.
+    last_h: Tensor
     # `(B, m, n)`: H = -I + left^T right
     left: Tensor
     right: Tensor
@@ -162,35 +193,40 @@ class Broyden(AbstractIteration):
     def init_memory(self, z):
         samples, size = z.shape
         left, right = (z.new_zeros(samples, self.memory, size) for _ in range(2))
-        count = torch.zeros(samples, dtype=torch.int64, device=z.device)
         zero = torch.zeros_like(z)
-        return _BroydenMemory(count, 0, zero, zero, left, right)
+        return _BroydenMemory(0, 0, zero, zero, zero, left, right)
 
     def advance(self, z, g, jvp, memory):
         del jvp
         if memory.num_steps == 0:
-            return z + g, memory._replace(num_steps=1, last_z=z, last_g=g), 0
-        # No sample has more updates than there were steps.
-        some = min(memory.num_steps, self.memory)
+            new = memory._replace(num_steps=1, last_z=z, last_g=g, last_h=-g)
+            return z + g, new, 0
+        rank, last_h = memory.rank, memory.last_h
+        if rank == self.memory:
+            rank, last_h = 0, -memory.last_g
+        inplace = may_overwrite()
         left, right = memory.left, memory.right
-        # Rows from `count` on are not there, so forgetting them all costs nothing.
-        count = torch.where(memory.rank == self.memory, 0, memory.rank)
         dz, dg = z - memory.last_z, g - memory.last_g
-        good = self.kind == "good"
-        direction = _apply(right, left, count, dz, some) if good else dg
-        missing = dz - _apply(left, right, count, dg, some)
-        slope = (direction * dg).sum(-1)
-        # An update along which the residual did not change would be rounding.
-        small = torch.finfo(z.dtype).eps * _length(direction) * _length(dg)
-        good = slope.abs() > small
-        slope = torch.where(good, slope, 1)
-        new = torch.where(good[:, None], missing / slope[:, None], 0)
-        left = _put_each(left, count, new)
-        right = _put_each(right, count, direction)
-        count = count + good
-        new = z - _apply(left, right, count, g, some)
-        memory = _BroydenMemory(count, memory.num_steps + 1, z, g, left, right)
-        return new, memory, 0
+        h = _apply(left, right, rank, g)
+        direction = dg if self.kind == "bad" else _apply(right, left, rank, dz)
+        # `dz - H dg`
+        missing = dz - (h - last_h)
+        slope = (direction * dg).sum(1, keepdim=True)
+        eps = torch.finfo(z.dtype).eps
+        if seen(slope, inplace) and all_apart(slope, direction, dg, eps):
+            new = missing / slope
+        else:
+            # An update along which the residual did not change would be rounding: its
+            # row is zero.
+            cosine = slope / (divisor(direction, inplace) * divisor(dg, inplace))
+            good = cosine.abs() > eps
+            new = torch.where(good, missing / torch.where(good, slope, 1), 0)
+            direction = torch.where(good, direction, 0)
+        left = put(left, rank, new, inplace)
+        right = put(right, rank, direction, inplace)
+        h = torch.addcmul(h, new, (direction * g).sum(1, keepdim=True))
+        steps = memory.num_steps + 1
+        return z - h, _BroydenMemory(rank + 1, steps, z, g, h, left, right), 0
 
     def inverse_jacobian(
         self, memory: _BroydenMemory, transposed: bool
@@ -199,15 +235,15 @@ class Broyden(AbstractIteration):
         left, right = memory.left, memory.right
         if transposed:
             left, right = right, left
-        return lambda v: _apply(left, right, memory.rank, v, left.shape[1])
+        return lambda v: _apply(left, right, memory.rank, v)
 
 
-def _apply(left, right, count, v, some):
-    """`H v`, `H = -I + left^T right` with `some` rows at most; exchanged, `H^T v`."""
-    left, right = left[:, :some], right[:, :some]
-    there = torch.arange(some, device=v.device) < count[:, None]
-    weights = torch.where(there, (right * v[:, None]).sum(-1), 0)
-    return (weights[..., None] * left).sum(1) - v
+def _apply(left, right, rank, v):
+    """`H v`, `H = -I + left^T right` with `rank` rows; exchanged, `H^T v`."""
+    if rank == 0:
+        return -v
+    weights = products(right.narrow(1, 0, rank), v)
+    return combined(weights.unsqueeze(-1), left.narrow(1, 0, rank)) - v
 
 
 @dataclasses.dataclass(frozen=True)
@@ -277,7 +313,7 @@ class NewtonKrylov(AbstractIteration):
     def advance(self, z, g, jvp, memory):
         assert jvp is not None
         power = (1 + 5**0.5) / 2
-        size = _length(g.detach())
+        size = length(g.detach())
         first = memory.size == 0
         fall = size / torch.where(first, 1, memory.size)
         implied = 0.9 * memory.forcing**power
@@ -288,31 +324,3 @@ class NewtonKrylov(AbstractIteration):
         gmres = GMRES(restart=self.restart)
         p, count, _ = linear_solve(jvp, g, gmres, rtol=forcing)
         return z + p, _ForcingMemory(forcing, size), count
-
-
-def _length(x):
-    squared = (x * x).sum(-1)
-    if may_overwrite():
-        return squared.sqrt()
-    # The square root has no slope at zero.
-    return torch.where(squared > 0, torch.where(squared > 0, squared, 1).sqrt(), 0)
-
-
-def _put(buffer, slot, value):
-    """`buffer` with `value` in row `slot` of every sample."""
-    if may_overwrite():
-        buffer[:, slot] = value
-        return buffer
-    index = torch.arange(buffer.shape[1], device=buffer.device) == slot
-    index = index.reshape(1, -1, *[1] * (buffer.ndim - 2))
-    if isinstance(value, Tensor):
-        value = value[:, None]
-    return torch.where(index, value, buffer)
-
-
-def _put_each(buffer, slots, value):
-    """`buffer` with `value` in a row of its own for every sample."""
-    index = slots[:, None, None].expand(-1, 1, buffer.shape[2])
-    if may_overwrite():
-        return buffer.scatter_(1, index, value[:, None])
-    return buffer.scatter(1, index, value[:, None])

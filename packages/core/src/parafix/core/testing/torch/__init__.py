@@ -1,15 +1,25 @@
-"""Oracles, comparisons and contract suites for the PyTorch backend.
+"""Seeded problems, oracles, comparisons and contract suites for the PyTorch backend.
 
 The oracles use nothing of the library under test: one that shares code with what it
 judges judges nothing. The contracts are base classes for tests of an outside author;
 they ask the public verbs and let the oracles judge.
 """
 
+from ._adjoint_contract import AdjointContract as AdjointContract
 from ._compare import (
     assert_close as assert_close,
     assert_identical as assert_identical,
     CallCounter as CallCounter,
     largest_bytes as largest_bytes,
+)
+from ._dense_oracle import (
+    affine as affine,
+    affine_tree as affine_tree,
+    dense_jacobian as dense_jacobian,
+    dense_pullback as dense_pullback,
+    dense_pushforward as dense_pushforward,
+    dense_solution as dense_solution,
+    tanh_layer as tanh_layer,
 )
 from ._oracle import (
     dense_affine_scan as dense_affine_scan,
@@ -24,16 +34,32 @@ from ._recurrence import (
     Recurrence as Recurrence,
     tanh_cell as tanh_cell,
 )
+from ._rootfinder_contract import RootFinderContract as RootFinderContract
 from ._scan_contract import ScanContract as ScanContract
+from ._zoo import (
+    DenseProblem as DenseProblem,
+    stacked as stacked,
+    zoo as zoo,
+    zoo_names as zoo_names,
+)
 
 
 __all__ = [
+    "AdjointContract",
     "CallCounter",
+    "DenseProblem",
     "Recurrence",
+    "RootFinderContract",
     "ScanContract",
+    "affine",
+    "affine_tree",
     "assert_close",
     "assert_identical",
     "dense_affine_scan",
+    "dense_jacobian",
+    "dense_pullback",
+    "dense_pushforward",
+    "dense_solution",
     "directional_derivative",
     "gru",
     "largest_bytes",
@@ -41,5 +67,9 @@ __all__ = [
     "loop_affine_scan",
     "lstm",
     "reference_scan",
+    "stacked",
     "tanh_cell",
+    "tanh_layer",
+    "zoo",
+    "zoo_names",
 ]
