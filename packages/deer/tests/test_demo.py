@@ -138,7 +138,7 @@ def test_missing_extras(name, backend, before, tmp_path):
     )
     assert done.returncode == 1
     assert done.stdout == ""
-    hint = "" if backend else " (for PyTorch, add --backend torch)"
+    hint = "" if backend else " (for PyTorch: parafix demo deer --backend torch)"
     assert done.stderr == (
         f"parafix demo deer: needs {name}, which is not installed: "
         f"pip install 'parafix-deer[{backend or 'jax'},demo]'{hint}\n"

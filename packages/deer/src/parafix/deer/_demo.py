@@ -86,7 +86,7 @@ def main(argv: list[str] | None = None) -> int:
 def _remedy(options: argparse.Namespace | None) -> str:
     """What to install; who named no framework may mean the other one."""
     named = None if options is None else options.backend
-    hint = "" if named else " (for PyTorch, add --backend torch)"
+    hint = "" if named else f" (for PyTorch: {_PROG} --backend torch)"
     return f"pip install 'parafix-deer[{named or _BACKENDS[0]},demo]'{hint}"
 
 
