@@ -28,9 +28,9 @@ def story(module, cell):
         return demo.tolerance, forward, gradient, demo.sweeps(99, ignore)
 
 
-@pytest.mark.parametrize("cell", ["gru", "lstm"])
-def test_the_same_story(cell):
-    expected, found = story(in_jax, cell), story(in_torch, cell)
+def test_the_same_story():
+    # The gates of an LSTM have another order in `torch.nn`.
+    expected, found = (story(module, "lstm") for module in (in_jax, in_torch))
     assert found[0] == expected[0]
     for ours, theirs in zip(expected[1:3], found[1:3], strict=True):
         assert ours.agrees

@@ -45,18 +45,20 @@ def computation(
 ) -> Iterator["Computation"]:
     """The demo's computation, in a context in which the comparison is fair."""
     threads = torch.get_num_threads()
-    precision = torch.backends.cudnn.rnn.fp32_precision
+    # PyTorch's annotations do not know what is set here.
+    kernel: Any = torch.backends.cudnn.rnn
+    precision = kernel.fp32_precision
     # With more, short operations wait for threads to wake up.
     torch.set_num_threads(1)
     # Otherwise a GPU leaves three digits of what the kernel computes in float32.
-    torch.backends.cudnn.rnn.fp32_precision = "ieee"
+    kernel.fp32_precision = "ieee"
     try:
         with warnings.catch_warnings():
             # The demo prints a failure, and what can be said of it, by itself.
             warnings.filterwarnings("ignore", r"\w+\(solver=")
             yield Computation(network, inputs, dtype, tolerance, window, repeats)
     finally:
-        torch.backends.cudnn.rnn.fp32_precision = precision
+        kernel.fp32_precision = precision
         torch.set_num_threads(threads)
 
 
