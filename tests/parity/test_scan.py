@@ -174,13 +174,12 @@ def test_cells(cell, dtype):
 @pytest.mark.parametrize(
     ("cell", "options"),
     [
-        ("tanh", {"solver": "deer", "window": 16}),
-        ("lstm", {"solver": "deer", "window": 7, "reverse": True}),
+        ("tanh", {"solver": "deer", "window": 16, "reverse": True}),
         ("gru", {"solver": "deer", "reverse": True}),
         ("gru", {"solver": "jacobi"}),
         ("lstm", {"solver": "sequential", "reverse": True}),
         ("gru", {"solver": "deer", "max_steps": 3}),
-        ("tanh", {"solver": "jacobi", "max_steps": 5, "window": 16, "reverse": True}),
+        ("tanh", {"solver": "jacobi", "max_steps": 5, "reverse": True}),
         ("tanh", {"solver": "deer", "rtol": 1e-3, "atol": 1e-2}),
     ],
     ids=str,
