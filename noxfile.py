@@ -4,6 +4,7 @@ Environments are made by virtualenv and filled by pip, always under `constraints
 without it pip would take the newest of everything, and with PyTorch gigabytes of CUDA.
 """
 
+import itertools
 import os
 import pathlib
 import re
@@ -331,8 +332,19 @@ def version_of(package):
 @nox.session
 def demo(session):
     """DEER on a real recording; arguments after `--` go to `parafix demo deer`."""
-    install(session, *editable(["core", "deer"], "jax", "demo"))
+    install(session, *editable(["core", "deer"], demo_backend(session), "demo"))
     session.run("parafix", "demo", "deer", *session.posargs)
+
+
+def demo_backend(session):
+    """The framework asked for by `--backend torch` or `--backend=torch`; else JAX."""
+    found = BACKENDS[0]
+    for argument, following in itertools.pairwise([*session.posargs, ""]):
+        name, equals, value = argument.partition("=")
+        if name == "--backend":
+            found = value if equals else following
+    # What is no backend, the demo itself complains about.
+    return found if found in BACKENDS else BACKENDS[0]
 
 
 @nox.session

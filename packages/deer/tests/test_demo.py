@@ -64,7 +64,7 @@ def test_help_and_wrong_arguments_load_nothing_heavy():
     code = (
         "import sys; from parafix.deer._demo import main; main(['--help']); "
         "main(['--hidden', '0']); "
-        "print({'jax', 'numpy', 'matplotlib', 'tqdm'} & set(sys.modules))"
+        "print({'jax', 'torch', 'numpy', 'matplotlib', 'tqdm'} & set(sys.modules))"
     )
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
@@ -88,6 +88,8 @@ def test_help_and_wrong_arguments_load_nothing_heavy():
         (["--tolerance", "nan"], "--tolerance"),
         (["--tolerance", "1e-9"], "--dtype float64"),
         (["--cell", "transformer"], "--cell"),
+        (["--backend", "tensorflow"], "--backend"),
+        (["--backend"], "--backend"),
         (["--dtype", "float16"], "--dtype"),
         (["--hiden", "8"], "did you mean --hidden"),
         (["recording.npy"], "unknown argument recording.npy"),
@@ -101,14 +103,31 @@ def test_wrong_arguments_are_named(arguments, named, capsys):
     assert named in complaint(capsys)
 
 
-@pytest.mark.parametrize("name", ["jax", "equinox", "numpy", "matplotlib"])
-def test_missing_extras(name, tmp_path):
+# What is missing, the framework asked for, and what is looked for before.
+@pytest.mark.parametrize(
+    ("name", "backend", "before"),
+    [
+        ("jax", None, None),
+        ("jax", "jax", None),
+        ("equinox", None, "jax"),
+        ("numpy", None, None),
+        ("matplotlib", "jax", None),
+        ("torch", "torch", None),
+        ("numpy", "torch", None),
+        ("matplotlib", "torch", None),
+    ],
+)
+def test_missing_extras(name, backend, before, tmp_path):
+    if before:
+        pytest.importorskip(before)
     # In a fresh process, for what is loaded already is not looked for again.
     code = (
         "import sys; sys.modules[sys.argv[1]] = None; "
         "from parafix.deer._demo import main; sys.exit(main(sys.argv[2:]))"
     )
     arguments = ["--input", saved(tmp_path, WAVE)]
+    if backend:
+        arguments += ["--backend", backend]
     if name != "matplotlib":
         arguments.append("--no-picture")
     done = subprocess.run(
@@ -119,10 +138,36 @@ def test_missing_extras(name, tmp_path):
     )
     assert done.returncode == 1
     assert done.stdout == ""
+    hint = "" if backend else " (for PyTorch: parafix demo deer --backend torch)"
     assert done.stderr == (
         f"parafix demo deer: needs {name}, which is not installed: "
-        "pip install 'parafix-deer[jax,demo]'\n"
+        f"pip install 'parafix-deer[{backend or 'jax'},demo]'{hint}\n"
     )
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (MemoryError(), True),
+        (RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating"), True),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), True),
+        (RuntimeError("CUDA out of memory. Tried to allocate"), True),
+        (RuntimeError("something else"), False),
+    ],
+)
+def test_too_little_memory(error, said, capsys, monkeypatch):
+    def run(options, backend):
+        assert backend == "torch"
+        raise error
+
+    monkeypatch.setattr("parafix.deer._demo_run.run", run)
+    arguments = ["--backend", "torch"]
+    if said:
+        assert main(arguments) == 1
+        assert "--window" in complaint(capsys)
+    else:
+        with pytest.raises(RuntimeError, match="something else"):
+            main(arguments)
 
 
 def test_built_in_recording():
@@ -359,6 +404,7 @@ def comparison(**changes) -> Comparison:
         "deviation": 1e-7,
         "allowed": 1e-6,
         "outputs": (-1.0, 1.0),
+        "baseline": "the.loop",
     }
     return Comparison(**{**values, **changes})
 
@@ -367,6 +413,8 @@ def test_ratio_only_of_equal_results():
     text = "\n".join(comparison_table(comparison(), 40, None, of_gradient=False))
     assert "DEER takes 2 times as long" in text
     assert "4 to 5" in text
+    assert "sequential: the.loop" in text
+    assert "compile time" in text
     for wrong in (
         {"deviation": 1e-5},
         {"deviation": float("nan")},
@@ -376,6 +424,13 @@ def test_ratio_only_of_equal_results():
         text = "\n".join(comparison_table(one, 40, None, of_gradient=True))
         assert "sequential / DEER" not in text
         assert "times as" not in text
+
+
+def test_what_is_not_compiled_has_no_time_for_it():
+    one = comparison(sequential=Timing(None, [0.02]), deer=Timing(None, [0.04]))
+    text = "\n".join(comparison_table(one, 40, None, of_gradient=False))
+    assert "compil" not in text
+    assert "DEER takes 2 times as long" in text
 
 
 @pytest.mark.parametrize("columns", [1, 2, 9])

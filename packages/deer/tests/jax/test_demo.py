@@ -99,6 +99,22 @@ def test_no_ratio_of_different_results(recording, capsys, monkeypatch):
     assert "sequential / DEER" not in out
 
 
+@pytest.mark.parametrize("wrong", [float("nan"), 1.0])
+def test_one_wrong_entry_of_a_gradient_is_seen(wrong, monkeypatch):
+    from parafix.deer.jax import _demo
+
+    judge = _demo.Computation._gradients
+
+    def spoiled(self, sequential, deer):
+        value, gradient = deer
+        offset = gradient["offset"].at[0].set(wrong)
+        return judge(self, sequential, (value, {**gradient, "offset": offset}))
+
+    monkeypatch.setattr(_demo.Computation, "_gradients", spoiled)
+    with small("tanh") as demo:
+        assert not demo.gradient(ignore).agrees
+
+
 @pytest.mark.parametrize("cell", ["lstm", "tanh"])
 def test_sequential_and_deer_agree(cell):
     with small(cell) as demo:
@@ -141,7 +157,7 @@ def test_cells_are_their_equations():
 
     (w, u, b), new, y = stepped("gru", h)
     r, z = (sigmoid(w[i] @ x + u[i] @ h + b[i]) for i in (0, 1))
-    candidate = np.tanh(w[2] @ x + u[2] @ (r * h) + b[2])
+    candidate = np.tanh(w[2] @ x + r * (u[2] @ h) + b[2])
     assert np.allclose(new, z * h + (1 - z) * candidate, atol=1e-14)
     assert np.array_equal(new, y)
 

@@ -86,6 +86,52 @@ class TestCarries:
             assert "carry" in message
 
 
+class TestSteps:
+    @pytest.mark.parametrize("solver", ALL)
+    @pytest.mark.parametrize("samples", [1, 2])
+    def test_that_return_no_pair(self, solver, samples):
+        init, xs = torch.zeros(samples, 2), torch.ones(5, samples, 2)
+        for f, words in (
+            (lambda h, x: torch.tanh(h + x), "got a Tensor"),
+            (lambda h, x: (h, x, x), "got a tuple of 3"),
+            (lambda h, x: {"carry": h, "y": h}, "got a dict"),
+        ):
+            for length in (5, 0):
+                message = message_of(TypeError, f, init, xs[:length], solver=solver)
+                assert "`f` must return a pair" in message
+                assert words in message
+
+    @pytest.mark.parametrize("solver", ["deer", "jacobi"])
+    def test_that_mix_samples(self, solver):
+        """Their gradients would be wrong, however well the states fit."""
+        weight = torch.tensor([[0.2, 0.5], [-0.4, 0.1]])
+        # As one writes it for `jax.lax.scan`: two units, and no batch.
+        f = lambda h, x: (torch.tanh(weight @ h + x),) * 2
+        xs = torch.ones(5, 2)
+        message = message_of(ValueError, f, torch.zeros(2), xs, solver=solver)
+        assert "`f` mixes samples" in message
+        assert "`init` has 2" in message
+        scan(f, torch.zeros(2), xs, solver="sequential")
+        norm = torch.nn.BatchNorm1d(2)
+        f = lambda h, x: (norm(h + x),) * 2
+        xs = torch.ones(5, 3, 2)
+        message = message_of(ValueError, f, torch.zeros(3, 2), xs, solver=solver)
+        assert "`f` mixes samples" in message
+
+    def test_that_do_not(self):
+        h0, xs = torch.zeros(3, 2), torch.linspace(0, 1, 30).reshape(5, 3, 2)
+        # Not even by NaN, which is not itself.
+        xs = xs.index_fill(1, torch.tensor(0), torch.nan)
+        (_, ys), solution = scan(
+            cell, h0, xs, solver="deer", throw=False, return_solution=True
+        )
+        assert solution.result.tolist() == [2, 0, 0]
+        assert ys[:, 0].isnan().all()
+        scan(
+            lambda h, x: (1j * h, None), torch.ones(2, 1) * 1j, xs[:, 1:], solver="deer"
+        )
+
+
 class TestSolvers:
     def test_an_unknown_name(self):
         with pytest.raises(parafix.core.UnknownComponentError, match="deer"):

@@ -20,9 +20,11 @@ _EPS = {"float32": 2.0**-23, "float64": 2.0**-52}
 _SHORTEST = 10
 _OPTIONAL = {
     *("equinox", "jax", "jaxlib", "jaxtyping", "lineax", "numpy", "optimistix"),
-    *("matplotlib", "tqdm"),
+    *("matplotlib", "torch", "tqdm"),
 }
-_INSTALL = "pip install 'parafix-deer[jax,demo]'"
+_BACKENDS = ("jax", "torch")
+# How XLA and PyTorch say in a RuntimeError that memory does not suffice.
+_OUT_OF_MEMORY = ("RESOURCE_EXHAUSTED", "out of memory", "can't allocate memory")
 
 _DESCRIPTION = """\
 Runs a recurrent network with random weights over a recording: one step after the other,
@@ -33,6 +35,7 @@ neuron, 12,000 samples."""
 _EPILOG = f"""\
 examples:
   {_PROG}                            the built-in recording, a few seconds
+  {_PROG} --backend torch            the same network in PyTorch
   {_PROG} --cell lstm --hidden 4     another network
   {_PROG} --length 50000 --batch 1   longer than recorded: repeated
   {_PROG} --dtype float64            tolerance and agreement to 12 digits
@@ -55,12 +58,13 @@ class _Parser(argparse.ArgumentParser):
 
 def main(argv: list[str] | None = None) -> int:
     """Runs the demo and returns its exit code."""
+    options = None
     try:
         options = _parsed(sys.argv[1:] if argv is None else argv)
         if options is None:
             return 0
         run = importlib.import_module("._demo_run", __package__).run
-        return run(options, "jax")
+        return run(options, options.backend or _BACKENDS[0])
     except UsageError as error:
         return _complain(str(error), 2)
     except ModuleNotFoundError as error:
@@ -68,13 +72,22 @@ def main(argv: list[str] | None = None) -> int:
         # jax.foo missing from a jax that is there has another cause and remedy.
         if name not in _OPTIONAL or sys.modules.get(name) is not None:
             raise
-        return _complain(f"needs {name}, which is not installed: {_INSTALL}", 1)
+        return _complain(f"needs {name}, which is not installed: {_remedy(options)}", 1)
     except (MemoryError, RuntimeError) as error:
         # The second is how frameworks say it.
-        if isinstance(error, RuntimeError) and "RESOURCE_EXHAUSTED" not in str(error):
+        if isinstance(error, RuntimeError) and not any(
+            words in str(error) for words in _OUT_OF_MEMORY
+        ):
             raise
         remedy = "take a smaller --batch, --length or --hidden, or a --window"
         return _complain(f"the memory of this machine does not suffice; {remedy}", 1)
+
+
+def _remedy(options: argparse.Namespace | None) -> str:
+    """What to install; who named no framework may mean the other one."""
+    named = None if options is None else options.backend
+    hint = "" if named else f" (for PyTorch: {_PROG} --backend torch)"
+    return f"pip install 'parafix-deer[{named or _BACKENDS[0]},demo]'{hint}"
 
 
 def _complain(message: str, code: int) -> int:
@@ -118,6 +131,11 @@ def _parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     positive = _whole(1)
+    parser.add_argument(
+        "--backend",
+        choices=_BACKENDS,
+        help=f"the framework; default: {_BACKENDS[0]}, whatever is installed",
+    )
     group = parser.add_argument_group("the network")
     cells = ("gru", "lstm", "tanh")
     group.add_argument("--cell", choices=cells, default="gru", help="default: gru")

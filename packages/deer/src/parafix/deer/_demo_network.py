@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 # Name -> (title, gates, states per unit).
 CELLS = {
-    "gru": ("GRU (Cho et al. 2014)", 3, 1),
+    "gru": ("GRU (Cho et al. 2014, reset gate after the product)", 3, 1),
     "lstm": ("LSTM (Hochreiter and Schmidhuber 1997, with a forget gate)", 4, 2),
     "tanh": ("tanh cell (Elman 1990)", 1, 1),
 }

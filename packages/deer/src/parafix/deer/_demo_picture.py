@@ -153,5 +153,7 @@ def _times(axes: Axes, comparisons: dict[str, Comparison]) -> None:
     axes.invert_yaxis()
     axes.margins(x=0.2)
     axes.set_xlim(left=0)
-    axes.set_xlabel("time after compilation (ms), median")
+    compiled = any(c.deer.compilation is not None for c in comparisons.values())
+    what = "time after compilation" if compiled else "time"
+    axes.set_xlabel(f"{what} (ms), median")
     axes.set_title("Time for the whole batch", loc="left", fontsize=11)

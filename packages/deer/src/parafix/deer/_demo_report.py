@@ -63,19 +63,15 @@ def comparison_table(
     sweeps = f"{most}" if fewest == most else f"{fewest} to {most}"
     repeats = len(deer.runs)
     note = f"median of {repeats} runs" if repeats > 1 else "one run"
+    title, compilation = "time", []
+    if sequential.compilation is not None and deer.compilation is not None:
+        title = "time after compilation"
+        times = duration(sequential.compilation), duration(deer.compilation)
+        compilation = [row("compile time", *times)]
     lines = [
-        row("", "sequential", "DEER"),
-        row(
-            "time after compilation",
-            duration(sequential.median),
-            duration(deer.median),
-            note,
-        ),
-        row(
-            "compile time",
-            duration(sequential.compilation),
-            duration(deer.compilation),
-        ),
+        row("", "sequential", "DEER", f"sequential: {comparison.baseline}"),
+        row(title, duration(sequential.median), duration(deer.median), note),
+        *compilation,
     ]
     if comparison.agrees and not comparison.failure:
         ratio = f"{sequential.median / deer.median:.2f}"

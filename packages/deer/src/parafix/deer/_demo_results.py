@@ -6,9 +6,9 @@ from typing import Any
 
 @dataclasses.dataclass(frozen=True)
 class Timing:
-    """Seconds that one function takes: to compile, and to run after that."""
+    """Seconds that one function takes: to compile, if it is, and to run after that."""
 
-    compilation: float
+    compilation: float | None
     runs: list[float]
 
     @property
@@ -22,6 +22,7 @@ class Timing:
 class Comparison:
     """The sequential loop beside DEER.
 
+    `baseline` names what runs one step after the other.
     `failure` is the sentence of the first sequence whose solve was not successful.
     `deviation` is the largest one from the sequential run, and `allowed` what the
     tolerance and rounding account for; relative to the largest entry for gradients.
@@ -35,6 +36,7 @@ class Comparison:
     deviation: float
     allowed: float
     outputs: tuple[float, float]
+    baseline: str
     failure: str = ""
 
     @property

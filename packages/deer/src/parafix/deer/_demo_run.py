@@ -74,8 +74,8 @@ def _tell(
     length = batch.inputs.shape[1]
     _print_problem(options, net, batch, computation)
     comparisons: dict[str, Comparison] = {}
-    # Two compilations, two first runs, and the timed ones.
-    total = 4 + options.repeats
+    # Compilations and first runs, and the timed ones.
+    total = computation.preparations + options.repeats
     for title, compare in (
         ("Forward", computation.forward),
         ("Value and gradient", computation.gradient),
@@ -116,11 +116,11 @@ def _tell(
     if options.window is not None:
         _print(["", "  (without windows, over the whole length)"])
 
-    solver, reason = computation.choice()
     print(heading('What solver="auto" takes here'))
-    _print([entry("solver", solver), entry("because", textwrap.fill(reason, 62))])
+    for what, solver, reason in computation.choices():
+        _print([entry(what, solver), entry("because", textwrap.fill(reason, 62))])
     print(heading("What to make of it"))
-    for line in _conclusions(comparisons, computation.platform):
+    for line in _conclusions(comparisons, computation.remark):
         _print([textwrap.fill(line, 84, initial_indent="  ", subsequent_indent="  ")])
 
     if picture is not None:
@@ -185,6 +185,8 @@ def _print_problem(options, net, batch, computation):
                 f"{computation.tolerance:.2g} + {computation.tolerance:.2g} |state|"
                 + window,
             ),
+            entry("sequential", computation.sequential),
+            entry("DEER", computation.parallel),
             entry("runs on", computation.where),
         ]
     )
@@ -211,7 +213,7 @@ def _complaint(comparison, computation):
     return ""
 
 
-def _conclusions(comparisons, platform):
+def _conclusions(comparisons, remark):
     """What was seen here, and where it would be otherwise; no number is guessed."""
     faster = [k.lower() for k, c in comparisons.items() if _ratio(c) >= 1]
     slower = [k.lower() for k, c in comparisons.items() if _ratio(c) < 1]
@@ -220,13 +222,8 @@ def _conclusions(comparisons, platform):
         yield f"DEER was faster here for: {', '.join(faster)}."
     if slower:
         yield f"The sequential loop was faster here for: {', '.join(slower)}."
-    if platform == "cpu":
-        yield (
-            "That is a CPU. DEER does many times the arithmetic of the loop, to be rid "
-            "of the wait for the step before; a CPU can do little of it side by side, "
-            "so the loop is usually the faster one, and the more so the larger the "
-            "state and the batch."
-        )
+    if remark:
+        yield remark
     yield (
         "DEER pays where one step after the other leaves a machine idle: on "
         "accelerators, over long sequences, with small states."

@@ -36,5 +36,5 @@ def parafix_demos() -> Iterator[Demo]:
     yield Demo(
         "deer",
         "parafix.deer._demo:main",
-        "a recurrent network in parallel, beside the sequential loop",
+        "a recurrent network in parallel, beside the sequential loop; JAX or PyTorch",
     )

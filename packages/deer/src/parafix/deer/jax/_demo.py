@@ -21,6 +21,12 @@ from ._scan import scan
 # Far more than a solve takes that converges, and few enough to wait for.
 _MOST_SWEEPS = 100
 
+_ON_CPU = (
+    "That is a CPU. DEER does many times the arithmetic of the loop, to be rid of the "
+    "wait for the step before; a CPU can do little of it side by side, so the loop is "
+    "usually the faster one, and the more so the larger the state and the batch."
+)
+
 Advance = Callable[[str], None]
 
 
@@ -42,6 +48,11 @@ def computation(
 class Computation:
     """A network over a batch of sequences, one step after the other and by DEER."""
 
+    # What is waited for before the first timed run: compilations and first runs.
+    preparations = 4
+    sequential = "jax.lax.scan, compiled"
+    parallel = 'parafix.deer.jax.scan(solver="deer"), compiled'
+
     def __init__(self, network, inputs, dtype, tolerance, window, repeats):
         self.network = network
         self.tolerance = default_tolerance(dtype) if tolerance is None else tolerance
@@ -50,15 +61,17 @@ class Computation:
         self.most_sweeps = _MOST_SWEEPS
         self.eps = float(jnp.finfo(dtype).eps)
         self.platform = jax.default_backend()
+        self.remark = _ON_CPU if self.platform == "cpu" else ""
         self.where = f"{jax.devices()[0].device_kind}, jax {jax.__version__}"
         self._weights = {k: jnp.asarray(w, dtype) for k, w in network.weights.items()}
         self._xs = jnp.asarray(inputs, dtype)
         self._init = initial(network.cell, network.hidden, dtype)
 
-    def choice(self) -> tuple[str, str]:
-        """What `solver="auto"` takes, and why."""
+    def choices(self) -> list[tuple[str, str, str]]:
+        """What `solver="auto"` takes, and why: `(for what, the solver, the reason)`."""
         length = self._xs.shape[1]
-        return choose(length, self.network.state_size, self.platform)
+        choice = choose(length, self.network.state_size, self.platform)
+        return [("solver", choice.solver, choice.reason)]
 
     def forward(self, advance: Advance) -> Comparison:
         """All outputs, one step after the other and by DEER."""
@@ -200,6 +213,7 @@ class Computation:
             deviation,
             allowed,
             outputs,
+            "jax.lax.scan",
             _failure(solution),
         )
 
@@ -226,7 +240,9 @@ class Computation:
         for name, g in expected.items():
             deviations.append(_relative(gradient[name], g, self.eps * largest))
         entries = [float(e) for g in expected.values() for e in (g.min(), g.max())]
-        return solution, max(deviations), allowed, (min(entries), max(entries))
+        # Of several, NaN is the largest.
+        deviation = float(np.max(deviations))
+        return solution, deviation, allowed, (min(entries), max(entries))
 
 
 def _prefix(within):

@@ -19,11 +19,11 @@ def _product(a, x):
 
 
 def _gru(weights, h, x):
-    """Cho et al. 2014, equations 5 to 8, with biases."""
+    """Cho et al. 2014, equations 5 to 8, with the reset gate where cuDNN has it."""
     a = _product(weights["input"], x) + weights["bias"]
-    u = weights["state"]
-    reset, update = jax.nn.sigmoid(a[:2] + _product(u[:2], h))
-    candidate = jnp.tanh(a[2] + _product(u[2], reset * h))
+    s = _product(weights["state"], h)
+    reset, update = jax.nn.sigmoid(a[:2] + s[:2])
+    candidate = jnp.tanh(a[2] + reset * s[2])
     h = update * h + (1 - update) * candidate
     return h, h
 

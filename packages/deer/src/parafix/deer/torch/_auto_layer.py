@@ -76,7 +76,8 @@ def choose_layer(
     sweep = fixed + times * (by_row * size + by_block * size**2)
     worth, backward = int(kernel / sweep), _BACKWARD if gradient else 0
     words = (
-        f"the kernel takes as long as about {worth} sweeps over {length} times of "
+        f"the kernel takes as long as about {worth} sweep{'s' * (worth != 1)} over "
+        f"{length} times of "
         f"{batch} x {size} numbers"
     )
     fewest = _FEWEST + backward

@@ -95,9 +95,11 @@ def run_sequentially(job: Job, rtol: Any, atol: Any, ask: bool) -> Any:
     """The plain loop; with `ask` what can be said of it, too."""
     carry, carries, ys = job.init, [], []
     for t, x in enumerate(job.steps()):
-        carry, y = job.f(carry, x)
+        out = job.f(carry, x)
         if t == 0:
-            job.layout.check(carry, job.autocast)
+            _check_pair(out)
+            job.layout.check(out[0], job.autocast)
+        carry, y = out
         ys.append(y)
         if ask:
             carries.append(carry)
@@ -135,7 +137,9 @@ def _stacked(steps):
 def _nothing(job):
     """Outputs and carries of no steps, in the structure that `f` gives them."""
     with torch.no_grad():
-        carry, y = job.f(job.init, job.example())
+        out = job.f(job.init, job.example())
+    _check_pair(out)
+    carry, y = out
     job.layout.check(carry, job.autocast)
     empty = lambda x: None if x is None else torch.as_tensor(x)[None][:0].detach()
     return pytree.tree_map(empty, y), pytree.tree_map(empty, job.init)
@@ -153,8 +157,11 @@ def run_in_parallel(
     layout = job.layout
     # Whether `f` fits, and which of its outputs are the new carry itself.
     with torch.no_grad():
-        new, y = job.f(job.init, job.x(0))
-    layout.check(new, job.autocast)
+        out = job.f(job.init, job.x(0))
+        _check_pair(out)
+        new, y = out
+        layout.check(new, job.autocast)
+        _check_samples(job, new)
     places = {id(x): i for i, x in enumerate(pytree.tree_leaves(new)) if x is not None}
     outputs, structure = pytree.tree_flatten(y)
     aliases = [places.get(id(x)) for x in outputs]
@@ -193,6 +200,53 @@ def run_in_parallel(
         ys = pytree.tree_unflatten(ys, structure)
     solution = dataclasses.replace(solution, value=job.flip(carries))
     return (carry, job.flip(ys)), solution
+
+
+def _check_pair(out):
+    # A tensor would be taken apart, too.
+    if not isinstance(out, tuple | list) or len(out) != 2:
+        what = type(out).__name__
+        if isinstance(out, tuple | list):
+            what += f" of {len(out)}"
+        raise TypeError(
+            f"`f` must return a pair, the next carry and an output; got a {what}."
+        )
+
+
+def _check_samples(job, new):
+    """Whether the first sample steps as it does beside others.
+
+    Its Jacobian says nothing of them, so that what they give to it would be left out
+    of gradients.
+    """
+    layout = job.layout
+    if layout.samples < 2 or torch._C._are_functorch_transforms_active():
+        return
+
+    def first(carry):
+        leaves = pytree.tree_leaves(carry)
+        return [leaves[i][0] for i in layout.floats]
+
+    def step(beside):
+        leaves = pytree.tree_leaves(job.init)
+        for i in layout.floats:
+            leaves[i] = torch.cat([leaves[i][:1], leaves[i][1:] + beside])
+        carry = pytree.tree_unflatten(leaves, layout.treedef)
+        return first(job.f(carry, job.x(0))[0])
+
+    def same(one, other):
+        return all(
+            bool(((x == y) | ((x != x) & (y != y))).all())
+            for x, y in zip(one, other, strict=True)
+        )
+
+    # If it is not itself twice, that was not the others.
+    if not same(step(1), first(new)) and same(step(0), first(new)):
+        raise ValueError(
+            f"`f` mixes samples: `init` has {layout.samples} of them on its first "
+            "axis, and what the first one becomes depends on the others. A single "
+            "sequence is a batch of one: `init` (1, ...), `xs` (T, 1, ...)."
+        )
 
 
 def _outputs(job, lag, drivers, window):

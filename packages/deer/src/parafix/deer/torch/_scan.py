@@ -93,8 +93,9 @@ def scan(
 
     **Raises:**
 
-    `TypeError` or `ValueError` for arguments that do not fit, and `RuntimeError` with
-    the sentence of the first sample that failed if `throw` is true.
+    `TypeError` or `ValueError` for arguments that do not fit, among them an `f` that is
+    seen to mix samples, and `RuntimeError` with the sentence of the first sample that
+    failed if `throw` is true.
 
     ??? cite "Reference"
 
@@ -130,7 +131,8 @@ def _checked_length(xs, length):
             continue
         name = f"xs{pytree.keystr(path)}"
         if not isinstance(x, Tensor):
-            raise TypeError(f"`{name}` must be a tensor (T, B, ...), got {x!r}.")
+            what = type(x).__name__
+            raise TypeError(f"`{name}` must be a tensor (T, B, ...), got a {what}.")
         if x.ndim == 0:
             raise ValueError(
                 f"`{name}` is a scalar; every leaf of `xs` must have time as its first "
