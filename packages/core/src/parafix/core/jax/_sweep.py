@@ -9,11 +9,12 @@ import jax.numpy as jnp
 import optimistix as optx
 from equinox import AbstractVar
 from jax import lax
-from jaxtyping import Array, ArrayLike, Float
+from jaxtyping import Array, ArrayLike, Float, PyTree
 
 from ._certificate import (
     Certificate,
     certify,
+    opened,
     Part,
     propagate,
     vouch,
@@ -23,6 +24,7 @@ from ._certificate import (
 from ._chain import Chain, chunk_size, scan_chunks
 from ._check import checked_count, checked_tolerance
 from ._custom_types import BoolScalar, IntScalar, State
+from ._growth import lyapunov_exponent
 from ._measure import first, max_residual, tolerance
 from ._result import fail_if, leaf_of, RESULTS
 from ._scan import AbstractScan
@@ -35,6 +37,8 @@ class _SweepState(eqx.Module):
     num_steps: IntScalar
     # Of Newton's method, and once it has converged; otherwise of no meaning.
     certificate: Certificate
+    # What the damping remembers.
+    memory: PyTree
 
 
 class AbstractSweep(optx.AbstractFixedPointSolver):
@@ -69,9 +73,12 @@ class AbstractSweep(optx.AbstractFixedPointSolver):
     atol: AbstractVar[ArrayLike]  # pyright: ignore[reportIncompatibleVariableOverride]
     scan: AbstractVar[str | AbstractScan]
     chunk: AbstractVar[int | None]
-    # Whether `transition` returns the whole Jacobian, at every iterate: an update is a
-    # Newton step then, and needs no other to vouch for it.
+    # Whether the `A_t` are the whole Jacobian, at every iterate: an update is a Newton
+    # step then, and needs no other to vouch for it.
     newton: ClassVar[bool] = False
+    # What holds the matrices back, if anything: an `AbstractDamping`. Without annotation,
+    # so that a subclass may have a field of this name where it likes.
+    damping = None
 
     def __check_init__(self):
         checked_tolerance("rtol", self.rtol, None)
@@ -81,24 +88,30 @@ class AbstractSweep(optx.AbstractFixedPointSolver):
     @abc.abstractmethod
     def transition(
         self, step: Callable[[State, Any], State], z: State, x: Any
-    ) -> tuple[State, Float[Array, "n n"] | Float[Array, " n"] | None]:
+    ) -> tuple[State, Float[Array, "..."] | None]:
         """`step(z, x)` and the `A_t` that goes with it, at one time.
 
         **Arguments:**
 
-        - `step`: maps a state `(n,)` and an input to the next state `(n,)`.
+        - `step`: maps a state `(n,)` and an input to the next state `(n,)`. Its Jacobian
+            is what [`parafix.core.jax.jacobian`][] returns.
         - `z`: shape `(n,)`, the state before this time in the current iterate.
         - `x`: the input at this time.
 
         **Returns:**
 
-        The next state `(n,)` and `A_t`: dense `(n, n)`, diagonal `(n,)`, or `None` for
-        zero.
+        The next state `(n,)` and `A_t`: dense `(n, n)`, diagonal `(n,)`, in the form of
+        the structure of `step`, or `None` for zero.
         """
 
     @abc.abstractmethod
     def num_linear(self, size: int) -> int:
-        """How many Jacobian-vector products `transition` takes for `size` entries."""
+        """How many Jacobian-vector products `transition` takes.
+
+        **Arguments:**
+
+        - `size`: how many a whole Jacobian takes: `n`, unless a structure is declared.
+        """
 
     @property
     def norm(self):  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -107,8 +120,10 @@ class AbstractSweep(optx.AbstractFixedPointSolver):
 
     def init(self, fn, y, args, options, f_struct, aux_struct, tags):
         del fn, y, args, f_struct, aux_struct, tags
-        certificate = Certificate.start(options["problem"], options["error"])
-        return _SweepState(jnp.array(0), jnp.array(False), jnp.array(0), certificate)
+        problem, none = options["problem"], jnp.array(0)
+        certificate = Certificate.start(problem, options["error"])
+        memory = None if self.damping is None else self.damping.init(problem.init)
+        return _SweepState(none, jnp.array(False), none, certificate, memory)
 
     def step(self, fn, y, args, options, state, tags):
         del fn, args, tags
@@ -144,7 +159,12 @@ class AbstractSweep(optx.AbstractFixedPointSolver):
         if options["throw"]:
             # On a number that the states depend on: they would be copied.
             leaf = leaf_of(entry, problem.leaves)
-            end = fail_if(end, result, problem, prefix, leaf)
+            growth = lax.cond(
+                eqxi.unvmap_any(result != RESULTS.successful),
+                lambda: lyapunov_exponent(problem, y, prefix, self.chunk),
+                lambda: jnp.full((), jnp.nan, y.dtype),
+            )
+            end = fail_if(end, result, problem, prefix, leaf, growth)
         y = jnp.where((jnp.arange(length) >= end)[:, None], jnp.nan, y)
         stats = {
             "num_steps": state.num_steps,
@@ -156,38 +176,6 @@ class AbstractSweep(optx.AbstractFixedPointSolver):
             "result": result,
         }
         return y, aux, stats
-
-
-class Jacobi(AbstractSweep):
-    """Jacobi: `A_t = 0`, so `z' = f(z)`. No Jacobian and no scan.
-
-    A sweep is as cheap as it can be; the number of sweeps is the memory length of the
-    chain, whatever `T`.
-    """
-
-    rtol: ArrayLike
-    atol: ArrayLike
-    scan: str | AbstractScan = "auto"
-    chunk: int | None = None
-
-    def transition(self, step, z, x):
-        return step(z, x), None
-
-    def num_linear(self, size):
-        del size
-        return 0
-
-
-_sweep_arguments = """**Arguments:**
-
-- `rtol`, `atol`: relative and absolute tolerance: a state `z` is within tolerance if
-    the residual and the last update are at most `atol + rtol |z|`, entry by entry.
-- `scan`: an [`parafix.core.jax.AbstractScan`][] or a registered name, for the affine
-    recurrence inside a sweep; `"auto"` goes by the platform.
-- `chunk`: hold Jacobian blocks for this many times at once; `None` decides. It changes
-    memory and speed, and the numbers to rounding.
-"""
-Jacobi.__init__.__doc__ = _sweep_arguments
 
 
 def _converged(state, length):
@@ -265,24 +253,30 @@ def _refine(solver, problem, z, state, options, certified):
 
 
 def _advance(solver, problem, z, state, options):
-    z, prefix, nonfinite, certificate = _sweep(solver, problem, z, options["error"])
-    return z, _SweepState(prefix, nonfinite, state.num_steps + 1, certificate)
+    z, prefix, nonfinite, certificate, memory = _sweep(
+        solver, problem, z, options["error"], state.memory
+    )
+    return z, _SweepState(prefix, nonfinite, state.num_steps + 1, certificate, memory)
 
 
-def _sweep(solver, problem, z, error):
+def _sweep(solver, problem, z, error, memory):
     """One sweep: the next iterate, and what is known of the entering one."""
     length = problem.length
     index = jnp.arange(length)
     transitions = jax.vmap(lambda z, x: solver.transition(problem.step, z, x))
+    damping = solver.damping
 
     def body(carry, elements):
-        last, broken, prefix, bad, certificate = carry
+        last, broken, prefix, bad, certificate, held, total = carry
         lag, z, xs, index = elements
         f, a = transitions(lag, xs)
         # A product that ends `f` may be fused with the subtraction and not be rounded:
         # then `f - z` is not zero where `z` is what `f` was before.
         r = jnp.where(f == z, 0, f - z)
-        d = r if a is None else propagate(solver.scan, a, r, last, index)
+        if damping is not None:
+            a, held = damping.damp(opened(a, index), index, memory, held)
+            total = total + jnp.abs(r).sum()
+        d = r if a is None else propagate(problem, solver.scan, a, r, last, index)
         new = f + (d - r)
 
         broken = jnp.minimum(broken, _first_broken(new, d, a, index, length))
@@ -306,18 +300,29 @@ def _sweep(solver, problem, z, error):
                 lambda: transitions(lag, xs)[1],
                 prefix == length,
             )
-        return (d[-1], broken, prefix, bad, certificate), new
+        return (d[-1], broken, prefix, bad, certificate, held, total), new
 
-    zero, end = jnp.zeros_like(problem.init), jnp.array(length)
-    carry = (zero, end, end, jnp.array(False), Certificate.start(problem, error))
-    (_, _, prefix, nonfinite, certificate), new = scan_chunks(
+    none, end = jnp.zeros_like(problem.init), jnp.array(length)
+    held = None
+    if damping is not None:
+        first_x = jax.tree.map(lambda x: x[0], problem.xs)
+        _, a = jax.eval_shape(
+            lambda z, x: solver.transition(problem.step, z, x), problem.init, first_x
+        )
+        held = damping.start(a)
+    certificate = Certificate.start(problem, error)
+    total = jnp.zeros((), z.dtype)
+    carry = (none, end, end, jnp.array(False), certificate, held, total)
+    (_, _, prefix, nonfinite, certificate, _, total), new = scan_chunks(
         body,
         carry,
         (problem.lag(z), z, problem.xs, index),
         length,
-        chunk_size(solver.chunk, length, problem.size),
+        chunk_size(solver.chunk, length, problem.num_entries),
     )
-    return new, prefix, nonfinite, certificate
+    if damping is not None:
+        memory = damping.update(memory, total)
+    return new, prefix, nonfinite, certificate, memory
 
 
 def _first_broken(new, d, a, index, length):
