@@ -109,7 +109,8 @@ def _allowed(problem: Chain) -> float:
 def _points(problem: Chain) -> tuple[Float[Array, "p n"], Any]:
     init = problem.init
     others = [s * _random(i, init.size, init.dtype) for i, s in enumerate(_SCALES)]
-    z = jnp.stack([init, *(x + np.sign(s) * init for s, x in zip(_SCALES, others))])
+    signs = np.sign(_SCALES)
+    z = jnp.stack([init, *(x + s * init for s, x in zip(signs, others, strict=True))])
     times = np.linspace(0, problem.length - 1, len(z)).astype(int)
     return z, jax.tree.map(lambda x: x[times], problem.xs)
 

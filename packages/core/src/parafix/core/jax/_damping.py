@@ -50,4 +50,3 @@ class AbstractDamping(eqx.Module):
         - `residual`: the sum of `|f(z) - z|` over all entries and times, of the iterate
             that entered the sweep. May be NaN or infinite.
         """
-

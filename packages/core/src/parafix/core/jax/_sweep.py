@@ -76,8 +76,8 @@ class AbstractSweep(optx.AbstractFixedPointSolver):
     # Whether the `A_t` are the whole Jacobian, at every iterate: an update is a Newton
     # step then, and needs no other to vouch for it.
     newton: ClassVar[bool] = False
-    # What holds the matrices back, if anything: an `AbstractDamping`. Without annotation,
-    # so that a subclass may have a field of this name where it likes.
+    # What holds the matrices back, if anything: an `AbstractDamping`. It has no
+    # annotation, so that a subclass may have a field of this name where it likes.
     damping = None
 
     def __check_init__(self):
@@ -93,8 +93,8 @@ class AbstractSweep(optx.AbstractFixedPointSolver):
 
         **Arguments:**
 
-        - `step`: maps a state `(n,)` and an input to the next state `(n,)`. Its Jacobian
-            is what [`parafix.core.jax.jacobian`][] returns.
+        - `step`: maps a state `(n,)` and an input to the next state `(n,)`;
+            [`parafix.core.jax.jacobian`][] gives its Jacobian.
         - `z`: shape `(n,)`, the state before this time in the current iterate.
         - `x`: the input at this time.
 

@@ -1,6 +1,13 @@
 """parafix-deer for JAX: recurrences in parallel over time."""
 
 from ._auto import Choice as Choice, choose as choose
+from ._cells import (
+    DiagonalGRUCell as DiagonalGRUCell,
+    DiagonalLSTMCell as DiagonalLSTMCell,
+    LEMCell as LEMCell,
+    MultiHeadGRUCell as MultiHeadGRUCell,
+)
+from ._check_structure import check_structure as check_structure
 from ._damping import AdaptiveDamping as AdaptiveDamping
 from ._deer import DEER as DEER
 from ._elk import ELK as ELK, QuasiELK as QuasiELK
@@ -14,10 +21,15 @@ __all__ = [
     "ELK",
     "AdaptiveDamping",
     "Choice",
+    "DiagonalGRUCell",
+    "DiagonalLSTMCell",
+    "LEMCell",
+    "MultiHeadGRUCell",
     "Picard",
     "QuasiDEER",
     "QuasiELK",
     "TrustRegion",
+    "check_structure",
     "choose",
     "scan",
 ]

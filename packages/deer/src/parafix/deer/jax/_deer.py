@@ -47,7 +47,8 @@ SWEEP_ARGUMENTS = """**Arguments:**
 - `chunk`: hold Jacobians for this many times at once; `None` decides. It changes memory
     and speed, and the numbers to rounding.
 """
-DAMPING_ARGUMENT = """- `damping`: what holds the matrices back: `None` for nothing, `"auto"` for
+DAMPING_ARGUMENT = """
+- `damping`: what holds the matrices back: `None` for nothing, `"auto"` for
     [`parafix.deer.jax.AdaptiveDamping`][], which does so after the residual has grown.
 """
-DEER.__init__.__doc__ = SWEEP_ARGUMENTS + DAMPING_ARGUMENT
+DEER.__init__.__doc__ = SWEEP_ARGUMENTS.rstrip() + DAMPING_ARGUMENT

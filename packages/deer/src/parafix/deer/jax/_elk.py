@@ -74,8 +74,9 @@ class QuasiELK(AbstractSweep):
         return size
 
 
-_RADIUS = """- `radius`: how far a state may move in a sweep before it is held back; in the units of
+_RADIUS = """
+- `radius`: how far a state may move in a sweep before it is held back; in the units of
     the state. Zero to infinity.
 """
-ELK.__init__.__doc__ = SWEEP_ARGUMENTS + _RADIUS
-QuasiELK.__init__.__doc__ = SWEEP_ARGUMENTS + _RADIUS
+ELK.__init__.__doc__ = SWEEP_ARGUMENTS.rstrip() + _RADIUS
+QuasiELK.__init__.__doc__ = SWEEP_ARGUMENTS.rstrip() + _RADIUS

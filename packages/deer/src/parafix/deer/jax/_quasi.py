@@ -51,17 +51,14 @@ class QuasiDEER(AbstractSweep):
         return 1 if self.probe else size
 
 
-QuasiDEER.__init__.__doc__ = (
-    SWEEP_ARGUMENTS
-    + """- `probe`: estimate the diagonal from one Jacobian-vector product, with the same signs
-    at all times and in all sweeps.
-"""
-    + DAMPING_ARGUMENT
-)
+_PROBE = """
+- `probe`: estimate the diagonal from one Jacobian-vector product, with the same signs
+    at all times and in all sweeps."""
+QuasiDEER.__init__.__doc__ = SWEEP_ARGUMENTS.rstrip() + _PROBE + DAMPING_ARGUMENT
 
 
 class Picard(AbstractSweep):
-    """Picard: `A_t = I`, so `z' = init + cumulative sum of f(z) - z_{t-1}`.
+    """Picard: `A_t = I`, so `z'_t = init + sum_{s <= t} f(z)_s - z_{s-1}`.
 
     No Jacobian; the scan is a cumulative sum. It pays where a step changes the state by
     little, as that of an ODE or of Langevin dynamics on a fine grid. Where a step
@@ -89,11 +86,11 @@ class Picard(AbstractSweep):
         return 0
 
 
-Picard.__init__.__doc__ = SWEEP_ARGUMENTS + DAMPING_ARGUMENT
+Picard.__init__.__doc__ = SWEEP_ARGUMENTS.rstrip() + DAMPING_ARGUMENT
 
 
 def diagonal(step, z, x):
-    """`step(z, x)` and the diagonal of its Jacobian, in the tangents that this takes."""
+    """`step(z, x)` and the diagonal of its Jacobian, in the tangents of the whole."""
     f, a = jacobian(step, z, x)
     return f, structure_of(step).diagonal(a)
 
