@@ -46,7 +46,7 @@ def check_structure(
     there, and at which carry.
     """
     carry = jax.tree.map(jnp.asarray, carry)
-    layout = Layout.of(carry)
+    layout = Layout.of(jax.eval_shape(lambda carry: carry, carry))
     lengths = {jnp.shape(x)[0] for x in jax.tree.leaves(xs)} or {1}
     if len(lengths) > 1:
         raise ValueError(f"The leaves of `xs` must have one length, got {lengths}.")

@@ -44,7 +44,7 @@ class Job(eqx.Module):
 
     def inspect(self, init: PyTree, xs: PyTree) -> Body:
         x = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), xs)
-        return inspect(self.f, self.layout, init, x)
+        return inspect(hashable(self.f), self.layout, init, x)
 
     def states(self, carries: PyTree) -> Any:
         """The states `(T, n)` of carries in the order of `ys`, in the order of time."""
@@ -66,7 +66,9 @@ def run(
     sequential = isinstance(as_sweep(solver, job.rtol, job.atol), Sequential)
     if sequential or job.length * job.layout.size == 0:
         if not job.return_solution:
-            return lax.scan(job.f, init, xs, job.length, job.reverse, job.unroll)
+            return lax.scan(
+                hashable(job.f), init, xs, job.length, job.reverse, job.unroll
+            )
         rtol, atol = job.rtol, job.atol
         if isinstance(solver, Sequential):
             rtol, atol = solver.rtol, solver.atol
@@ -208,6 +210,15 @@ def sweeps_serve(job: Job, init: PyTree, xs: PyTree) -> bool:
         return jnp.zeros(int(problem.has_tangent))
 
     return jax.eval_shape(serves, init, xs).shape == (1,)
+
+
+def hashable(f: Callable) -> Callable:
+    """`f`, or a function that calls it: JAX's loop takes no module that has arrays."""
+    try:
+        hash(f)
+    except TypeError:
+        return lambda carry, x: f(carry, x)
+    return f
 
 
 def flip(tree: PyTree) -> PyTree:

@@ -19,7 +19,7 @@ from parafix.core.jax import (
 
 from ._auto import choose
 from ._carry import Layout
-from ._run import Job, run, sweeps_serve
+from ._run import hashable, Job, run, sweeps_serve
 
 
 _Carry = TypeVar("_Carry")
@@ -126,12 +126,13 @@ def scan(
             "`structure` must be an AbstractStructure such as `Diagonal()` or "
             f"`Blocks(4)`, got {structure!r}."
         )
-    if isinstance(chosen, Sequential) and plain:
+    function = hashable(f)
+    if isinstance(chosen, Sequential) and plain and function is f:
         return lax.scan(f, init, xs, length, reverse, unroll)
 
     # `lax.scan` itself says what is wrong with `f`, `init`, `xs` and `length`.
     carry_struct, _ = jax.eval_shape(
-        lambda init, xs: lax.scan(f, init, xs, length, reverse), init, xs
+        lambda init, xs: lax.scan(function, init, xs, length, reverse), init, xs
     )
     layout = Layout.of(carry_struct)
     init, xs = layout.cast(init), jax.tree.map(jnp.asarray, xs)

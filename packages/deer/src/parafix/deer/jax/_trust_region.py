@@ -61,11 +61,8 @@ class TrustRegion(AbstractDamping):
         gains = kalman_gains(a, carry, noise)
         before = jnp.concatenate([carry[None], gains[:-1]])
         if a.ndim == 2:
-            held = a * (1 - before)
-        else:
-            unit = jnp.eye(a.shape[-1], dtype=a.dtype)
-            held = _product(a, unit - before)
-        return held, gains[-1]
+            return a * (1 - before), gains[-1]
+        return _product(a, _unit(before) - before), gains[-1]
 
     def update(self, memory, residual):
         del memory, residual
@@ -173,7 +170,7 @@ class _Dense(eqx.Module):
     noise: ArrayLike
 
     def noise_of(self, a):
-        return self.noise * jnp.eye(a.shape[-1], dtype=a.dtype)
+        return self.noise * _unit(a)
 
     def congruence(self, a, k):
         return self.product(self.product(a, k), self.transpose(a))
@@ -186,15 +183,20 @@ class _Dense(eqx.Module):
 
     def divide(self, m, x):
         """`(I + m)^{-1} x` for `x = m`: symmetric, but for rounding."""
-        k = jnp.linalg.solve(jnp.eye(m.shape[-1], dtype=m.dtype) + m, x)
+        k = jnp.linalg.solve(_unit(m) + m, x)
         return (k + self.transpose(k)) / 2
 
     def divide_both(self, m, x, y):
         """`(I + m)^{-1}` times `x` and `y`."""
         size = m.shape[-1]
         both = jnp.concatenate([x, y], -1)
-        both = jnp.linalg.solve(jnp.eye(size, dtype=m.dtype) + m, both)
+        both = jnp.linalg.solve(_unit(m) + m, both)
         return both[..., :size], both[..., size:]
+
+
+def _unit(x):
+    """The identity, as often as there are matrices in `x`."""
+    return jnp.broadcast_to(jnp.eye(x.shape[-1], dtype=x.dtype), x.shape)
 
 
 def _product(x, y):
