@@ -262,6 +262,8 @@ class TestDamping:
     def test_bad_input(self):
         with pytest.raises(TypeError, match='must be None, "auto" or'):
             DEER(**TOLERANCES, damping="sometimes")
+        with pytest.raises(ValueError, match="between 0 and 1, got 2"):
+            AdaptiveDamping(factor=2.0)
 
 
 def lorenz(z, _):

@@ -245,7 +245,8 @@ class TestFalseDeclarations:
         assert_close(actual, expected, 1e-12)
 
 
-def test_a_chain_of_a_structured_step():
+@pytest.mark.parametrize("solver", ["quasi-deer", "elk"])
+def test_a_chain_of_a_structured_step(solver):
     step = coupled(Blocks(2))
     problem = Chain(
         Structured(step, Blocks(2)),
@@ -253,7 +254,7 @@ def test_a_chain_of_a_structured_step():
         jnp.sin(jnp.arange(60.0)).reshape(10, 6),
         10,
     )
-    solution = solve_chain(problem, solver="quasi-deer")
+    solution = solve_chain(problem, solver=solver)
     _, expected = lax.scan(lambda z, x: (step(z, x),) * 2, problem.init, problem.xs)
     assert_close(solution.value, expected, 1e-11)
     # Two tangents in every sweep and in every certificate.

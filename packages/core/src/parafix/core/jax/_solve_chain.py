@@ -211,7 +211,8 @@ def _solve_in_parallel(problem, solver, guess, adjoint, max_steps, window, throw
     whole = problem.structure.num_linear(problem.size)
     linear = summary.num_steps * solver.num_linear(whole) + certificates * whole
     # Nobody else needs it: it costs those who look at it.
-    growth = lyapunov_exponent(problem, z, summary.prefix, solver.chunk)
+    chunk = chunk_size(solver.chunk, problem.length, problem.num_entries)
+    growth = lyapunov_exponent(problem, z, summary.prefix, min(window, chunk))
     return _solution(problem, z, summary, error.value, linear, growth)
 
 

@@ -2,9 +2,8 @@ from typing import Any
 
 import equinox as eqx
 import jax.numpy as jnp
-from jaxtyping import ArrayLike
 
-from parafix.core.jax import AbstractDamping, checked_tolerance
+from parafix.core.jax import AbstractDamping
 
 
 class AdaptiveDamping(AbstractDamping):
@@ -22,10 +21,11 @@ class AdaptiveDamping(AbstractDamping):
         NeurIPS 2024, with a fixed `k`.
     """
 
-    factor: ArrayLike = 0.5
+    factor: float = 0.5
 
     def __check_init__(self):
-        checked_tolerance("factor", self.factor, None)
+        if not 0 < self.factor < 1:
+            raise ValueError(f"`factor` must be between 0 and 1, got {self.factor}.")
 
     def init(self, z):
         return jnp.ones((), z.dtype), jnp.full((), jnp.inf, z.dtype)

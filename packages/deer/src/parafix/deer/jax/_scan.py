@@ -69,9 +69,10 @@ def scan(
         unless the solve is sequential.
     - `init`, `xs`, `length`, `reverse`: as in `jax.lax.scan`.
     - `unroll`: used where the solve is sequential.
-    - `solver`: `"deer"` (Newton), `"jacobi"`, `"sequential"` (`jax.lax.scan` itself),
-        any other registered sweep, a solver object, or `"auto"`: sequential where
-        sweeps do not pay ([`parafix.deer.jax.choose`][] says when) or cannot serve.
+    - `solver`: `"deer"` (Newton), `"quasi-deer"`, `"elk"`, `"quasi-elk"`, `"picard"`,
+        `"jacobi"`, `"sequential"` (`jax.lax.scan` itself), any other registered sweep,
+        a solver object, or `"auto"`: sequential where sweeps do not pay
+        ([`parafix.deer.jax.choose`][] says when) or cannot serve.
     - `guess`: a pytree like the carry with a leading axis `T`, in the order of `ys`,
         for instance the `value` of an earlier solution; `init` at all times by default.
         Its gradient is zero.
