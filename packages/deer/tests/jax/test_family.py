@@ -82,7 +82,14 @@ def expected(problem):
     return gradient(problem.params, problem.init, problem.xs)
 
 
-@pytest.mark.parametrize("name", SOLVERS)
+# Those of which other tests here see the values, too.
+SLOW = {"damped", "elk of radius 1", "quasi-elk"}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=[pytest.mark.slow] * (n in SLOW)) for n in SOLVERS],
+)
 def test_values_and_sweeps(name, problem, expected):
     solver, least, most = SOLVERS[name]
     (_, ys), solution = scan(

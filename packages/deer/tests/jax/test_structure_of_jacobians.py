@@ -262,6 +262,7 @@ def test_a_chain_of_a_structured_step(solver):
     assert solution.stats["num_linear"] == 2 * evals
 
 
+@pytest.mark.slow
 def test_memory_and_work_of_a_diagonal_one():
     # One chunk for all times, so that it is the structure that saves memory.
     length, size = 256, 64
