@@ -24,10 +24,11 @@ nox.options.sessions = ["tests", "lint", "typecheck", "build", "third_party", "d
 
 # The packages and their test sessions; a new package is one line. "light" is the half
 # without a framework. A package without a session for it has its light tests run in
-# the first session it has.
+# the first session it has. "kernels" runs GPU kernels under Triton's interpreter, from
+# both frameworks.
 PACKAGES = {
-    "core": ("light", "jax", "torch"),
-    "deer": ("jax",),
+    "core": ("light", "jax", "torch", "kernels"),
+    "deer": ("jax", "torch"),
 }
 BACKENDS = ("jax", "torch")
 
@@ -62,6 +63,19 @@ SMOKE = {
         assert ys.shape == (5, 2) and jnp.allclose(ys[-1], carry), (carry, ys)
         assert jnp.allclose(ys[0], jnp.tanh(1.0)), ys
     """,
+    "deer-torch": """
+        import torch
+        from parafix.deer.torch import scan
+        weight = torch.full((2, 2), 0.2, requires_grad=True)
+        def step(carry, x):
+            carry = torch.tanh(carry @ weight + x)
+            return carry, carry
+        carry, ys = scan(step, torch.zeros(1, 2), torch.ones(5, 1, 2), solver="deer")
+        assert ys.shape == (5, 1, 2) and torch.allclose(ys[-1], carry), (carry, ys)
+        assert torch.allclose(ys[0], torch.ones(1, 2).tanh()), ys
+        carry.sum().backward()
+        assert torch.isfinite(weight.grad).all() and weight.grad.any(), weight.grad
+    """,
 }
 
 # A distribution that is none of ours, and what it registers.
@@ -74,13 +88,14 @@ OLDEST = "constraints-min.txt"
 FRAMEWORKS = ("jax", "torch", "numpy")
 # Whatever the machine has: `gpu` is the session for the rest.
 ON_CPU = {"JAX_PLATFORMS": "cpu"}
+INTERPRETED = {**ON_CPU, "TRITON_INTERPRET": "1"}
 
 
 def name_of(package, backend):
     return package if backend == "light" else f"{package}-{backend}"
 
 
-def suites(halves=("light", *BACKENDS), *, tagged=False):
+def suites(halves=("light", *BACKENDS, "kernels"), *, tagged=False):
     """The pairs of `PACKAGES` as parameters of a session.
 
     Only the session `tests` is tagged: `nox -t deer` means the everyday tests, without
@@ -141,6 +156,11 @@ def install_suite(session, package, backend):
     if backend == "light":
         # Every package: the table of known distributions is held against them.
         install(session, *editable(PACKAGES, "testing"))
+    elif backend == "kernels":
+        libraries = ("triton", "jax-triton")
+        install(session, *editable([package], *BACKENDS, "testing"), *libraries)
+        # What lets JAX write programs for a GPU; to run them it would need gigabytes.
+        install(session, "--no-deps", "jax-cuda13-plugin")
     else:
         packages = dict.fromkeys(["core", package])
         install(session, *editable(packages, backend, "demo", "testing"))
@@ -151,7 +171,7 @@ def test_paths(package, backend):
     tests = ROOT / "packages" / package / "tests"
     paths = [str(tests / backend)]
     if backend == PACKAGES[package][0]:
-        others = sorted({*BACKENDS} - {backend})
+        others = sorted({*BACKENDS, "kernels"} - {backend})
         paths = [str(tests), *(f"--ignore={tests / other}" for other in others)]
     return paths
 
@@ -168,8 +188,12 @@ def pytest_arguments(session, backend, paths):
     checks = []
     if backend != "light":
         # Annotated shapes and dtypes are checked while the tests run.
-        having = (name for name, halves in PACKAGES.items() if backend in halves)
-        checked = ",".join(f"parafix.{package}.{backend}" for package in having)
+        checked = ",".join(
+            f"parafix.{package}.{half}"
+            for package, halves in PACKAGES.items()
+            for half in (BACKENDS if backend == "kernels" else [backend])
+            if half in halves
+        )
         checks = [f"--jaxtyping-packages={checked},beartype.beartype"]
     return [*checks, *paths, *session.posargs]
 
@@ -177,7 +201,8 @@ def pytest_arguments(session, backend, paths):
 def run_tests(session, backend, paths):
     arguments = pytest_arguments(session, backend, paths)
     # pytest fails when it collects nothing, and so does the session.
-    session.run("pytest", *arguments, env=ON_CPU)
+    env = INTERPRETED if backend == "kernels" else ON_CPU
+    session.run("pytest", *arguments, env=env)
 
 
 def run_marked(session, marker, backend, paths, env):
@@ -216,7 +241,8 @@ def tests(session, package, backend):
 def slow(session, package, backend):
     """The tests marked `slow`, which `tests` leaves out."""
     install_suite(session, package, backend)
-    run_marked(session, "slow", backend, test_paths(package, backend), ON_CPU)
+    env = INTERPRETED if backend == "kernels" else ON_CPU
+    run_marked(session, "slow", backend, test_paths(package, backend), env)
 
 
 @nox.session
@@ -232,8 +258,8 @@ def gpu(session, backend):
         if (folder := ROOT / "packages" / name / "tests" / backend).is_dir()
     ]
     # What pip finds for PyTorch is built for CUDA already.
-    accelerated = {"jax": "jax[cuda13]", "torch": "torch"}
-    install(session, *editable(packages, backend, "testing"), accelerated[backend])
+    accelerated = {"jax": ["jax[cuda13]", "jax-triton"], "torch": ["torch", "triton"]}
+    install(session, *editable(packages, backend, "testing"), *accelerated[backend])
     env = {}
     if isinstance(session.virtualenv, nox.virtualenv.PassthroughEnv):
         env["PYTHONPATH"] = os.pathsep.join(source_path(session))
@@ -282,7 +308,11 @@ def demo(session):
 @nox.session
 def bench(session):
     """Side-by-side timings; arguments after `--` go to `python -m benchmarks`."""
-    install(session, *editable(PACKAGES, "jax", "demo"), "jaxopt")
+    install(session, *editable(PACKAGES, *BACKENDS, "demo"), "jaxopt")
+    if shutil.which("nvidia-smi"):
+        # What pip finds for PyTorch is built for CUDA already.
+        peers = ["jax[cuda13]", "triton", "jax-triton", "accelerated-scan"]
+        install(session, *peers)
     session.run("python", "-m", "benchmarks", *session.posargs)
 
 
@@ -413,7 +443,7 @@ def check_alone(session, package, wheels):
     """)
     shutil.rmtree(fresh.folder)
     for backend in PACKAGES[package]:
-        if backend == "light":
+        if backend not in BACKENDS:
             continue
         # An environment each: one half must not live on what the other has brought.
         fresh = Fresh(session, name_of(package, backend))

@@ -17,6 +17,10 @@ _VERSIONS = (
     "optimistix",
     "lineax",
     "jaxopt",
+    "jax-triton",
+    "torch",
+    "triton",
+    "accelerated-scan",
     "numpy",
 )
 

@@ -77,6 +77,8 @@ class Case:
         array of the reference. Above it the answer is wrong.
     - `measure`: what that is called: `"residual"` where answers are residuals in units
         of a tolerance, and the reference is zero.
+    - `unavailable`: why nothing of this can be measured here ("no GPU"); then nothing
+        is built, and every row says so.
     """
 
     group: str
@@ -86,6 +88,7 @@ class Case:
     reference: Callable[[], Answer] = dict
     limit: float = 0.0
     measure: str = "deviation"
+    unavailable: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,6 +124,8 @@ class Measurement:
         return self.problem is None
 
 
+NOT_MEASURED = "not measured"
+
 Progress = Callable[[str], None]
 
 
@@ -144,6 +149,10 @@ def measure(case: Case, effort: Effort, progress: Progress) -> list[Measurement]
     One measurement for each contestant, in order. Those that are wrong, or that raise,
     have no times but a `problem`.
     """
+    if case.unavailable:
+        # No fault of anybody's: nobody is required.
+        problem = f"{NOT_MEASURED}: {case.unavailable}"
+        return [Measurement(each.name, False, problem) for each in case.contestants]
     progress("reference")
     reference = case.reference()
     measurements, ready = [], []

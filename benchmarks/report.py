@@ -18,6 +18,8 @@ _COLUMNS = (
     ("tolerance", lambda item: _number(item.get("tolerance"))),
     ("residual", lambda item: _number(item.get("residual"))),
     ("deviation", lambda item: _number(item["deviation"]) if item["deviation"] else ""),
+    ("must move", lambda item: _memory(item.get("bytes"))),
+    ("rate", lambda item: _rate(item)),
     ("memory", lambda item: _memory(item["temporary_bytes"])),
     ("compiled in", lambda item: duration(item["compile_seconds"])),
     ("loads", lambda item: item.get("loads", "")),
@@ -49,6 +51,12 @@ def _number(value):
 
 def _memory(count):
     return "" if count is None else f"{count / 2**20:.2f} MiB"
+
+
+def _rate(item):
+    if not (item.get("bytes") and item["median"]):
+        return ""
+    return f"{item['bytes'] / item['median'] / 1e9:.0f} GB/s"
 
 
 def _rows(items: Sequence[Record]) -> list[list[str]]:

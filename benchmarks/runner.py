@@ -8,7 +8,7 @@ from typing import Any
 import tqdm
 
 from . import report, results
-from .harness import Case, Effort, measure
+from .harness import Case, Effort, measure, NOT_MEASURED
 from .table import Table
 
 
@@ -100,8 +100,14 @@ def _steps(case: Case, effort: Effort) -> int:
 
 
 def _assess(table, cases, options):
+    reason = ""
     if not options.complete:
         reason = "not all cases were measured at full size"
+    for case in cases:
+        for item in case["contestants"]:
+            if (item["problem"] or "").startswith(NOT_MEASURED):
+                reason = item["problem"]
+    if reason:
         return [
             {"text": target.text, "measured": reason, "met": None}
             for target in table.targets

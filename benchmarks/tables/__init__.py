@@ -12,7 +12,10 @@ SUMMARIES = {
     "rootfinding": "parafix.core.jax.fixed_point beside jaxopt and Optimistix",
     "adjoint-memory": "temporary memory of gradients through a fixed point",
     "import": "what `import parafix.core` costs, and what it loads",
+    "diagonal-scan": "the kernel of the diagonal scan in PyTorch, on a GPU",
+    "diagonal-scan-jax": "the same in JAX",
     "windows": "time and sweeps of DEER by the length of its windows",
+    "torch-gru": "parafix.deer.torch.GRU beside torch.nn.GRU",
 }
 
 # `import` is no name for a module.

@@ -234,3 +234,23 @@ def test_solved_target():
     # Who is not named need not be right.
     assert solved(["a"]).assess([wrong])[1]
     assert not solved(["a"]).assess([])[1]
+
+
+def test_what_cannot_be_measured_here_is_built_by_nobody():
+    def build():
+        raise AssertionError
+
+    case = Case(
+        "group",
+        "case",
+        [Contestant("a", build), Contestant("b", build)],
+        [Comparison("a", "b")],
+        build,
+        unavailable="no GPU",
+    )
+    record = results.record_case(case, measure(case, ONCE, lambda word: None))
+    for item in record["contestants"]:
+        assert item["problem"] == "not measured: no GPU"
+        assert not item["required"]
+        assert item["median"] is None
+    assert record["ratios"] == []

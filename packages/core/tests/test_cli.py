@@ -114,6 +114,13 @@ class TestDoctor:
         assert "blocked by PARAFIX_BLOCK_PLUGINS" in output
         assert output.endswith("all is well\n")
 
+    def test_scans(self, alone, capsys):
+        assert main(["doctor"]) == 0
+        _, _, scans = capsys.readouterr().out.partition("\nscans\n")
+        for backend in ("jax", "torch"):
+            # What is taken here, or what is missing; the backends' own tests say more.
+            assert re.search(rf"^  {backend} +(auto takes|needs)", scans, re.MULTILINE)
+
     def test_broken_target(self, alone, capsys):
         alone.add_component("wonder", "wonder", target_source="1 / 0")
         assert main(["doctor"]) == 1

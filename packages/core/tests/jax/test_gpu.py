@@ -44,3 +44,41 @@ def test_affine_scan_and_its_gradient(scan, dense, reverse):
     found = jax.jit(both, static_argnums=0)(scan, *single)
     found = jax.tree.map(lambda x: np.asarray(x, np.float64), found)
     assert_close(found, jax.tree.map(np.asarray, expected), tolerance=3e-5)
+
+
+@pytest.mark.parametrize("length", [1, 2, 3, 63, 64, 65, 1000, 4097, 100_003])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "complex64"])
+@pytest.mark.parametrize("reverse", [False, True])
+def test_the_kernel(length, dtype, reverse):
+    random = np.random.default_rng(0)
+
+    def normal(*shape):
+        x = random.normal(size=shape)
+        if dtype == "complex64":
+            x = x + 1j * random.normal(size=shape)
+        return jnp.asarray(x, dtype)
+
+    shape = (length, 3, 37)
+    a, b, init, g = normal(*shape), normal(*shape), normal(*shape[1:]), normal(*shape)
+    one = jnp.asarray(1, dtype)
+    a = a / jnp.maximum(jnp.abs(a), 1).astype(dtype) * (one - one / (10 + length))
+
+    def everything(scan, a, b, init, g):
+        solve = lambda *x: affine_scan(*x, reverse=reverse, scan=scan)
+        x, pull = jax.vjp(solve, a, b, init)
+        return x, *pull(g)
+
+    wide = "complex128" if dtype == "complex64" else "float64"
+    with jax.default_device(jax.local_devices(backend="cpu")[0]):
+        arguments = [np.asarray(x).astype(wide) for x in (a, b, init, g)]
+        expected = jax.jit(everything, static_argnums=0)("sequential", *arguments)
+    found = jax.jit(everything, static_argnums=0)("triton", a, b, init, g)
+    found = jax.tree.map(lambda x: np.asarray(x).astype(wide), found)
+    tolerance = 3e-2 if dtype == "bfloat16" else 1e-4
+    assert_close(found, jax.tree.map(np.asarray, expected), tolerance=tolerance)
+
+
+def test_auto_takes_the_kernel():
+    from parafix.core.jax._affine_scan import automatic_choice
+
+    assert automatic_choice() == "auto takes 'triton' for diagonal matrices on cuda"

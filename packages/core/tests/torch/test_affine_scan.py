@@ -461,6 +461,13 @@ class TestTheAutomaticChoice:
         assert _automatic(large, large) == SequentialScan()
         assert _automatic(large[:1], small) == AssociativeScan()
 
+    def test_is_told_with_the_reasons_against_the_kernel(self):
+        from parafix.core.torch._affine_scan import automatic_choice
+
+        assert "'associative'" in automatic_choice()
+        assert "not 'triton': " in automatic_choice()
+        assert "NVIDIA GPU, and the tensors are on cpu" in automatic_choice()
+
 
 class Refusing(AbstractScan):
     """Takes diagonal recurrences only."""

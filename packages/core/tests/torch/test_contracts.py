@@ -3,7 +3,9 @@ import torch
 
 from parafix.core.testing.torch import ScanContract
 from parafix.core.torch import (
+    AbstractFusedScan,
     AbstractScan,
+    affine_scan,
     AssociativeScan,
     BlockedScan,
     SequentialScan,
@@ -32,6 +34,53 @@ class TestAutomaticScan(ScanContract):
     def serves(self, structure, a, b, init=None):
         # It always finds one.
         return True
+
+
+class OwnPassScan(AbstractFusedScan):
+    """Has a backward pass of its own, and counts how often it is taken."""
+
+    def __init__(self):
+        self.passes = 0
+
+    def solve(self, a, b, init, reverse):
+        return SequentialScan().solve(a, b, init, reverse)
+
+    def vjp(self, a, x, init, g, reverse, with_a):
+        self.passes += 1
+        steps = range(len(x))[:: 1 if reverse else -1]
+        of_b = torch.empty_like(g)
+        factor, cotangent = torch.zeros_like(a[0]), torch.zeros_like(init)
+        for t in steps:
+            cotangent = of_b[t] = factor.conj() * cotangent + g[t]
+            factor = a[t if len(a) > 1 else 0]
+        of_init = factor.conj() * cotangent
+        if not with_a:
+            return None, of_b, of_init
+        parts = [x[1:], init[None]] if reverse else [init[None], x[:-1]]
+        of_a = (of_b * torch.cat(parts).conj()).sum_to_size(a.shape)
+        return of_a, of_b, of_init
+
+    def reasons_against(self, a, b):
+        return ["dense matrices are not served"] if a.ndim > b.ndim else []
+
+
+class TestOwnPassScan(ScanContract):
+    dense = False
+
+    def make(self):
+        return OwnPassScan()
+
+    def test_its_pass_is_taken_where_nobody_differentiates_it(self):
+        scan = OwnPassScan()
+        b = torch.ones(5, 2, requires_grad=True)
+        x = affine_scan(torch.full((5, 2), 0.5), b, scan=scan).sum()
+        (first,) = torch.autograd.grad(x, b, create_graph=True)
+        assert scan.passes == 0
+        (again,) = torch.autograd.grad(
+            affine_scan(torch.full((5, 2), 0.5), b, scan=scan).sum(), b
+        )
+        assert scan.passes == 1
+        assert torch.equal(first, again)
 
 
 class ForgetfulScan(AbstractScan):

@@ -11,27 +11,40 @@ def test_names():
         "RESULTS",
         "AbstractAdjoint",
         "AbstractDenseTangent",
+        "AbstractFusedScan",
         "AbstractIteration",
         "AbstractScan",
+        "AbstractSweep",
         "Anderson",
         "AssociativeScan",
         "BlockedScan",
         "Broyden",
+        "Chain",
+        "ChainAdjoint",
         "FixedPoint",
         "ImplicitAdjoint",
+        "Jacobi",
+        "Leaf",
         "Newton",
         "NewtonKrylov",
         "OneStepAdjoint",
         "PhantomAdjoint",
+        "Sequential",
         "SequentialScan",
         "Solution",
+        "TritonScan",
         "UnrolledAdjoint",
         "affine_scan",
+        "as_sweep",
+        "assess",
         "checked_count",
         "checked_tolerance",
         "default_tolerance",
         "fixed_point",
+        "jacobian",
+        "over_time",
         "root_find",
+        "solve_chain",
     ]
 
 
@@ -43,8 +56,8 @@ def test_names_are_those_of_the_other_half():
         for node in ast.parse(source.read_text("utf-8")).body
         if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__"
     )
-    # Which JAX users take from Optimistix and from Lineax.
-    of_others = {"AbstractAdjoint", "LU"}
+    # Which JAX users take from Optimistix, from Lineax and from `jax.vmap`.
+    of_others = {"AbstractAdjoint", "LU", "over_time"}
     assert set(parafix.core.torch.__all__) - set(names) == of_others
 
 

@@ -14,6 +14,13 @@ settings.register_profile("jax", deadline=None, derandomize=True, max_examples=2
 settings.load_profile("jax")
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _forget_programs():
+    # Every compiled program holds memory maps, of which a process may have 65,530.
+    yield
+    jax.clear_caches()
+
+
 @pytest.fixture
 def getkey():
     """A function that returns another key at every call, the same in every run."""

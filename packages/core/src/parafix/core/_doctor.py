@@ -12,7 +12,7 @@ from ._discovery import BLOCK_VARIABLE, normalise
 from ._errors import ComponentImportError, MissingFrameworkError, one_line
 from ._registry import Registry
 from ._table import table
-from ._targets import describe, load_target
+from ._targets import describe, load_target, missing_library
 
 
 _LIBRARIES = (
@@ -27,6 +27,7 @@ _LIBRARIES = (
     "diffrax",
     "torch",
     "triton",
+    "jax-triton",
 )
 
 
@@ -50,6 +51,9 @@ def report(registry: Registry) -> tuple[list[str], int]:
         rows.append((backend, devices))
         broken += not fine
     lines += _columns(rows)
+
+    lines += ["", "scans"]
+    lines += _columns([(backend, _scan_of(backend)) for backend in BACKENDS])
 
     lines += ["", "plugins"]
     rows = []
@@ -158,6 +162,17 @@ def _torch_devices(torch: Any) -> list[str]:
     if torch.backends.mps.is_available():
         devices.append("mps")
     return devices
+
+
+def _scan_of(backend: str) -> str:
+    """Which scan `"auto"` takes on this device, and why not another."""
+    try:
+        module = importlib.import_module(f"{__package__}.{backend}._affine_scan")
+        return str(module.automatic_choice())
+    except Exception as error:
+        # That something is broken, the parts before and after this one say.
+        missing = missing_library(error, "parafix-core")
+        return missing or f"unknown: {one_line(error)}"
 
 
 def _state(item: Component | Demo) -> tuple[str, bool]:

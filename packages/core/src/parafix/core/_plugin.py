@@ -16,6 +16,15 @@ _BLELLOCH: Final = """\
   year = {1990}
 }"""
 
+_MERRILL: Final = """\
+@techreport{merrill2016single,
+  title = {Single-Pass Parallel Prefix Scan with Decoupled Look-Back},
+  author = {Merrill, Duane and Garland, Michael},
+  institution = {NVIDIA},
+  number = {NVR-2016-002},
+  year = {2016}
+}"""
+
 _SONG: Final = """\
 @inproceedings{song2021accelerating,
   title = {Accelerating Feedforward Computation via Parallel Nonlinear Equation
@@ -109,6 +118,20 @@ _DENSE: Final = (
         (_EISENSTAT,),
     ),
 )
+_CHAINS: Final = (
+    (
+        "jacobi",
+        "Jacobi",
+        "every step of a chain at once, without derivatives",
+        (_SONG,),
+    ),
+    (
+        "sequential",
+        "Sequential",
+        "one step after the other: the framework's own loop",
+        (),
+    ),
+)
 _SCANS: Final = (
     (
         "associative",
@@ -123,6 +146,12 @@ _SCANS: Final = (
         (),
     ),
     ("sequential", "SequentialScan", "linear recurrence step by step", ()),
+    (
+        "triton",
+        "TritonScan",
+        "linear recurrence with diagonal matrices by a GPU kernel, in one pass",
+        (_MERRILL,),
+    ),
 )
 _ADJOINTS: Final = (
     (
@@ -161,7 +190,7 @@ _OF_OPTIMISTIX: Final = (
 
 @hookimpl
 def parafix_rootfinders() -> Iterator[Component]:
-    yield from _in_both_backends("rootfinder", _DENSE)
+    yield from _in_both_backends("rootfinder", (*_DENSE, *_CHAINS))
     for name, target, summary in _OF_OPTIMISTIX:
         yield Component(
             "rootfinder",
@@ -171,21 +200,6 @@ def parafix_rootfinders() -> Iterator[Component]:
             summary=f"{summary} (of Optimistix)",
             cite=(_OPTIMISTIX,),
         )
-    yield Component(
-        "rootfinder",
-        "jacobi",
-        "jax",
-        "parafix.core.jax:Jacobi",
-        summary="every step of a chain at once, without derivatives",
-        cite=(_SONG,),
-    )
-    yield Component(
-        "rootfinder",
-        "sequential",
-        "jax",
-        "parafix.core.jax:Sequential",
-        summary="one step after the other: JAX's own loop",
-    )
 
 
 @hookimpl

@@ -55,14 +55,15 @@ _LINDELOF: Final = """\
 
 @hookimpl
 def parafix_rootfinders() -> Iterator[Component]:
-    yield Component(
-        "rootfinder",
-        "deer",
-        "jax",
-        "parafix.deer.jax:DEER",
-        summary="Newton for chains: full Jacobian blocks and one scan per sweep",
-        cite=(_LIM,),
-    )
+    for backend in ("jax", "torch"):
+        yield Component(
+            "rootfinder",
+            "deer",
+            backend,
+            f"parafix.deer.{backend}:DEER",
+            summary="Newton for chains: full Jacobian blocks and one scan per sweep",
+            cite=(_LIM,),
+        )
     yield Component(
         "rootfinder",
         "quasi-deer",

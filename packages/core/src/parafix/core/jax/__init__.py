@@ -30,10 +30,12 @@ from ._rootfinders import (
     NewtonKrylov as NewtonKrylov,
 )
 from ._scan import (
+    AbstractFusedScan as AbstractFusedScan,
     AbstractScan as AbstractScan,
     AssociativeScan as AssociativeScan,
     BlockedScan as BlockedScan,
     SequentialScan as SequentialScan,
+    TritonScan as TritonScan,
 )
 from ._solution import Solution as Solution
 from ._solve_chain import assess as assess, solve_chain as solve_chain
@@ -55,6 +57,7 @@ __all__ = [
     "RESULTS",
     "AbstractDamping",
     "AbstractDenseTangent",
+    "AbstractFusedScan",
     "AbstractIteration",
     "AbstractScan",
     "AbstractStructure",
@@ -81,6 +84,7 @@ __all__ = [
     "SequentialScan",
     "Solution",
     "Structured",
+    "TritonScan",
     "UnrolledAdjoint",
     "affine_scan",
     "as_sweep",

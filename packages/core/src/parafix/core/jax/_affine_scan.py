@@ -5,8 +5,15 @@ from jaxtyping import ArrayLike
 
 from ._custom_types import Inexact
 from ._named import named
-from ._scan import AbstractScan, AssociativeScan, SequentialScan
+from ._scan import (
+    AbstractFusedScan,
+    AbstractScan,
+    AssociativeScan,
+    SequentialScan,
+    TritonScan,
+)
 from ._scan.algebra import apply, is_dense
+from ._scan.calculus import solve_fused
 
 
 def affine_scan(
@@ -38,7 +45,8 @@ def affine_scan(
         which case the first `a` is not read.
     - `reverse`: if true, solve `x_t = a_t x_{t+1} + b_t`; `init` enters at the end.
     - `scan`: an [`parafix.core.jax.AbstractScan`][], a registered name, or `"auto"`:
-        sequential on a CPU, associative elsewhere.
+        sequential on a CPU, on an NVIDIA GPU `triton` where it has no reason against,
+        associative elsewhere.
 
     **Returns:**
 
@@ -47,7 +55,8 @@ def affine_scan(
     **Raises:**
 
     `ValueError` if the shapes do not fit, `TypeError` for integers, and `ValueError`
-    with the reasons of a scan that was asked for and cannot serve.
+    with the reasons of a scan that was asked for and cannot serve: at the call, or
+    where only the platform is in the way, when the computation is lowered.
 
     ??? abstract "Derivatives"
 
@@ -73,7 +82,29 @@ def affine_scan(
         if a.shape[0] == b.shape[0]:
             # So that a NaN there cannot reach the result as `NaN * 0`.
             a = a.at[-1 if reverse else 0].set(0)
+    if chosen == "auto":
+        kernel = TritonScan()
+        if not kernel.reasons_against(a, b):
+            return solve_fused(a, b, init, kernel, reverse, fallback=True)
+    if isinstance(chosen, AbstractFusedScan):
+        return solve_fused(a, b, init, chosen, reverse, fallback=False)
     return _solve(chosen, a, b, init, reverse)
+
+
+def automatic_choice() -> str:
+    """What `"auto"` takes here, in words, for `parafix doctor`."""
+    platform = jax.default_backend()
+    if platform == "gpu":
+        # What code is lowered for has a name of its own.
+        version = jax.devices()[0].client.platform_version
+        platform = "rocm" if "rocm" in version.lower() else "cuda"
+    b = jnp.zeros((1, 1), jnp.float32)
+    kernel = TritonScan()
+    reasons = kernel.reasons_against(b, b) + kernel.reasons_against_platform(platform)
+    if not reasons:
+        return f"auto takes 'triton' for diagonal matrices on {platform}"
+    taken = "sequential" if platform == "cpu" else "associative"
+    return f"auto takes '{taken}' on {platform}; not 'triton': {'; '.join(reasons)}"
 
 
 def as_scan(scan: str | AbstractScan) -> AbstractScan:

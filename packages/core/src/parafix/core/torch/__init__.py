@@ -1,4 +1,4 @@
-"""parafix for PyTorch: fixed points, affine scans, and what they promise."""
+"""parafix for PyTorch: fixed points, chains, affine scans, and what they promise."""
 
 from ._adjoint import (
     AbstractAdjoint as AbstractAdjoint,
@@ -9,6 +9,8 @@ from ._adjoint import (
     UnrolledAdjoint as UnrolledAdjoint,
 )
 from ._affine_scan import affine_scan as affine_scan
+from ._chain import Chain as Chain, jacobian as jacobian, Leaf as Leaf
+from ._chain_adjoint import ChainAdjoint as ChainAdjoint
 from ._check import (
     checked_count as checked_count,
     checked_tolerance as checked_tolerance,
@@ -17,6 +19,7 @@ from ._check import (
 from ._dense import fixed_point as fixed_point, root_find as root_find
 from ._iteration import AbstractIteration as AbstractIteration
 from ._linear import GMRES as GMRES, LU as LU
+from ._over_time import over_time as over_time
 from ._result import RESULTS as RESULTS
 from ._rootfinders import (
     Anderson as Anderson,
@@ -26,12 +29,17 @@ from ._rootfinders import (
     NewtonKrylov as NewtonKrylov,
 )
 from ._scan import (
+    AbstractFusedScan as AbstractFusedScan,
     AbstractScan as AbstractScan,
     AssociativeScan as AssociativeScan,
     BlockedScan as BlockedScan,
     SequentialScan as SequentialScan,
+    TritonScan as TritonScan,
 )
 from ._solution import Solution as Solution
+from ._solve_chain import assess as assess, solve_chain as solve_chain
+from ._solver import as_sweep as as_sweep, Sequential as Sequential
+from ._sweep import AbstractSweep as AbstractSweep, Jacobi as Jacobi
 
 
 __all__ = [
@@ -40,25 +48,38 @@ __all__ = [
     "RESULTS",
     "AbstractAdjoint",
     "AbstractDenseTangent",
+    "AbstractFusedScan",
     "AbstractIteration",
     "AbstractScan",
+    "AbstractSweep",
     "Anderson",
     "AssociativeScan",
     "BlockedScan",
     "Broyden",
+    "Chain",
+    "ChainAdjoint",
     "FixedPoint",
     "ImplicitAdjoint",
+    "Jacobi",
+    "Leaf",
     "Newton",
     "NewtonKrylov",
     "OneStepAdjoint",
     "PhantomAdjoint",
+    "Sequential",
     "SequentialScan",
     "Solution",
+    "TritonScan",
     "UnrolledAdjoint",
     "affine_scan",
+    "as_sweep",
+    "assess",
     "checked_count",
     "checked_tolerance",
     "default_tolerance",
     "fixed_point",
+    "jacobian",
+    "over_time",
     "root_find",
+    "solve_chain",
 ]

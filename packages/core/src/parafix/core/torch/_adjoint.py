@@ -73,11 +73,15 @@ class DenseProblem:
 
 
 class AbstractAdjoint(abc.ABC):
-    """Solves a dense problem so that the solution can be differentiated."""
+    """Solves a problem so that the solution can be differentiated."""
 
     @abc.abstractmethod
-    def apply(self, problem: DenseProblem, z: Tensor) -> Outcome:
-        """The solution from the guess `z`, `(B, n)`."""
+    def apply(self, problem: Any, z: Any) -> Any:
+        """The solution from the guess `z`, and what is known of it.
+
+        A `DenseProblem` with a guess `(B, n)` has an `Outcome`. Chains have an adjoint
+        of their own.
+        """
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,9 +5,16 @@ import torch
 import torch.autograd.forward_ad as forward_ad
 from torch import Tensor
 
+from ._calculus import under_transforms
 from ._custom_types import ArrayLike, Inexact
 from ._named import named
-from ._scan import AbstractScan, AssociativeScan, SequentialScan
+from ._scan import (
+    AbstractFusedScan,
+    AbstractScan,
+    AssociativeScan,
+    SequentialScan,
+    TritonScan,
+)
 from ._scan.algebra import apply, is_dense, outer
 
 
@@ -40,7 +47,8 @@ def affine_scan(
         which case the first `a` is not read.
     - `reverse`: if true, solve `x_t = a_t x_{t+1} + b_t`; `init` enters at the end.
     - `scan`: an [`parafix.core.torch.AbstractScan`][], a registered name, or `"auto"`:
-        sequential for large states on a CPU, associative otherwise.
+        on a GPU `triton` where it has no reason against; else sequential for large
+        states on a CPU, associative otherwise.
 
     NumPy arrays are taken to the device of the tensors.
 
@@ -72,14 +80,14 @@ def affine_scan(
                 f"b: {_words(b)}): " + "; ".join(reasons)
             )
     if init is not None:
-        return _Solve.apply(a, b, init, chosen, reverse)
+        return _solve(a, b, init, chosen, reverse)
     if a.shape[0] != b.shape[0] or len(b) == 0:
-        return _Solve.apply(a, b, b.new_zeros(b.shape[1:]), chosen, reverse)
+        return _solve(a, b, b.new_zeros(b.shape[1:]), chosen, reverse)
     # One step shorter from the first `b`, so that a NaN in the first `a` cannot reach
     # the result as `NaN * 0`.
     if reverse:
-        return torch.cat([_Solve.apply(a[:-1], b[:-1], b[-1], chosen, True), b[-1:]])
-    return torch.cat([b[:1], _Solve.apply(a[1:], b[1:], b[0], chosen, False)])
+        return torch.cat([_solve(a[:-1], b[:-1], b[-1], chosen, True), b[-1:]])
+    return torch.cat([b[:1], _solve(a[1:], b[1:], b[0], chosen, False)])
 
 
 def as_scan(scan: str | AbstractScan) -> AbstractScan:
@@ -101,12 +109,35 @@ def _automatic(a: Tensor, b: Tensor) -> AbstractScan:
     dense. Below, the associative scan wins from some twenty steps on, and by 30 to 100
     times for ten thousand small ones; above, it loses by up to 3 times, since it does
     more work.
-    On a GPU, where a call costs as much and a step of this size less, nothing has been
-    measured, and the associative scan is taken.
+    On a GPU nothing has been measured: there the kernel moves each number once, which
+    the associative scan, taken where the kernel cannot serve, does some four times.
     """
+    if b.device.type == "cuda":
+        kernel = TritonScan()
+        return AssociativeScan() if kernel.reasons_against(a, b) else kernel
     large = a.numel() + b.numel() >= 8192 * b.shape[0]
     on_host = b.device.type == "cpu"
     return SequentialScan() if large and on_host else AssociativeScan()
+
+
+def automatic_choice() -> str:
+    """What `"auto"` takes here, in words, for `parafix doctor`."""
+    gpu = torch.cuda.is_available()
+    b = torch.empty((1, 1), device="cuda" if gpu else "cpu")
+    reasons = TritonScan().reasons_against(b, b)
+    if gpu and not reasons:
+        return "auto takes 'triton' for diagonal matrices on cuda"
+    taken = (
+        "'associative'" if gpu else "'associative' or, for large states, 'sequential'"
+    )
+    return f"auto takes {taken}; not 'triton': {'; '.join(reasons)}"
+
+
+def _is_final() -> bool:
+    """Whether nobody takes a derivative of what is computed now."""
+    return not (
+        torch.is_grad_enabled() or under_transforms() or forward_ad._current_level >= 0
+    )
 
 
 def _exactly(device: torch.device) -> Any:
@@ -115,6 +146,18 @@ def _exactly(device: torch.device) -> Any:
     if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
         return torch.autocast(device.type, enabled=False)
     return contextlib.nullcontext()
+
+
+def _solve(a, b, init, scan, reverse) -> Inexact:
+    if _plain():
+        return _Solve.forward(a, b, init, scan, reverse)
+    return _Solve.apply(a, b, init, scan, reverse)
+
+
+def _plain() -> bool:
+    """Whether nobody asks for derivatives, and a `Function` is not worth its call."""
+    recorded = torch.is_grad_enabled() or forward_ad._current_level >= 0
+    return not (recorded or under_transforms() or torch.compiler.is_compiling())
 
 
 class _Solve(torch.autograd.Function):
@@ -150,6 +193,12 @@ class _Solve(torch.autograd.Function):
         if x.numel() == 0:
             zeros = torch.zeros_like(a), torch.zeros_like(x), torch.zeros_like(init)
             return *zeros, None, None
+        chosen = _automatic(a, x) if ctx.scan == "auto" else ctx.scan
+        if isinstance(chosen, AbstractFusedScan) and _is_final():
+            if g.dtype != x.dtype:
+                g = g.to(x.dtype)
+            grads = chosen.vjp(a, x, init, g, reverse, ctx.needs_input_grad[0])
+            return *grads, None, None
         # l_t = a_{t+1}^H l_{t+1} + g_t, and the cotangent of `init` would be the next.
         # Shifted by one step, each stands where the `a` does that takes it on: the same
         # `a` at the same times, the other way.

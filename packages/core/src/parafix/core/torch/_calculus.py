@@ -327,5 +327,5 @@ _LOST = (
     "`fn` depends on a tensor of shape {shape} that requires gradients and was not "
     "seen when it was called. Arguments of scripted modules and of a "
     "`torch.autograd.Function` are not, nor is what differs from call to call. Hand it "
-    "over by `args=`, and use it from there."
+    "over by `args=`, or as an input of a chain, and use it from there."
 )

@@ -240,13 +240,19 @@ class Captured(AbstractClosed):
         self.originals, self.uses = tuple(originals), uses or {}
 
     def __call__(self, z: Tensor, params: Sequence[Tensor]) -> Tensor:
+        return self.run(self.fn, z, params)
+
+    def run(
+        self, fn: Callable[[Tensor, Exchange], Any], z: Tensor, params: Sequence[Tensor]
+    ) -> Any:
+        """Calls `fn`, which calls PyTorch as `self.fn` does, with the exchange made."""
         with self.autocast.entered():
             if all(x is y for x, y in zip(params, self.originals, strict=True)):
-                return self.fn(z, {})
+                return fn(z, {})
             pairs = zip(self.originals, params, strict=True)
             exchange = {id(original): new for original, new in pairs}
             with _eager(), _Exchanging(exchange, self.uses):
-                return self.fn(z, exchange)
+                return fn(z, exchange)
 
     def vmapped(self, size, in_dims, randomness):
         return _Vmapped(self, size, in_dims, randomness)
@@ -302,8 +308,9 @@ def capture(
     autocast: Autocast,
     eps: float,
     linearised: bool,
+    inside: Sequence[Tensor] = (),
 ) -> Capture:
-    """Runs `fn(z)` once to find the tensors that it depends on.
+    """Runs `fn(z)` once to find the tensors that it depends on, but those in `inside`.
 
     Seen are all arguments of PyTorch's own functions. Those of scripted modules and of
     a `torch.autograd.Function` are not, unless they are in `args`.
@@ -316,7 +323,7 @@ def capture(
     z = z.detach()
     if linearised and plain:
         z.requires_grad_()
-    recording = _Recording([z])
+    recording = _Recording([z, *inside])
     for leaf in pytree.tree_leaves(args):
         if isinstance(leaf, Tensor):
             recording.note(leaf)
@@ -327,8 +334,12 @@ def capture(
     params = tuple(map(_resolved, originals))
     start = None
     if plain:
-        check_leaves(value, [z, *originals, *params])
-        operator = LinearisedOperator.of(value, z, False, eps)
-        start = value.detach(), operator if linearised else None
+        for out in _leaves(value):
+            check_leaves(out, [z, *inside, *originals, *params])
+        operator = None
+        if linearised:
+            operator = LinearisedOperator.of(value, z, False, eps)
+        if isinstance(value, Tensor):
+            start = value.detach(), operator
     map_ = Captured(fn, autocast, eps, originals, recording.uses)
     return Capture(map_, params, start)

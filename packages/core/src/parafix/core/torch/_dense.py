@@ -9,11 +9,12 @@ from torch.utils import _pytree as pytree
 
 from ._adjoint import AbstractAdjoint, DenseProblem
 from ._capture import Autocast, Exchange
-from ._check import checked_count, checked_tolerance, default_tolerance
+from ._check import checked_count, default_tolerance
 from ._iteration import AbstractIteration
 from ._named import named
 from ._result import RESULTS
 from ._solution import Solution
+from ._solver import as_dense
 
 
 _Y = TypeVar("_Y", bound=Tensor | tuple[Tensor, ...])
@@ -257,29 +258,6 @@ class _Shown:
         return _described(self.dtype, self.shape)
 
 
-def _as_dense(solver, rtol, atol, default):
-    """The solver that `solver` names, built from the tolerances, or `solver` itself."""
-    if isinstance(solver, str):
-        solver = named("solver", solver)(
-            rtol=checked_tolerance("rtol", rtol, default),
-            atol=checked_tolerance("atol", atol, default),
-        )
-    elif isinstance(solver, AbstractIteration):
-        for name, value in (("rtol", rtol), ("atol", atol)):
-            if value is not None:
-                raise ValueError(
-                    f"`{name}` was given and so was a solver object, which has its "
-                    f"own: set `{name}` on the solver."
-                )
-    if not isinstance(solver, AbstractIteration):
-        raise TypeError(
-            "`solver` must be a rootfinder for dense problems, by its name, such as "
-            '"anderson", "broyden" or "newton", or an object such as '
-            f"`Anderson(rtol=..., atol=...)`, got {solver!r}."
-        )
-    return solver
-
-
 def _eagerly(*arguments: Any) -> Solution:
     # A solve stops by what it finds, which `torch.compile` cannot follow.
     if torch.compiler.is_compiling():
@@ -293,7 +271,7 @@ def _solve(fn, y0, args, root, solver, adjoint, rtol, atol, max_steps, throw):
     max_steps = checked_count("max_steps", max_steps)
     max_steps = 256 if max_steps is None else max_steps
     z0 = layout.flatten(y0)
-    solver = _as_dense(solver, rtol, atol, layout.tolerance(z0.device))
+    solver = as_dense(solver, rtol, atol, layout.tolerance(z0.device))
     if isinstance(adjoint, str):
         adjoint = named("adjoint", adjoint)()
     if not isinstance(adjoint, AbstractAdjoint):

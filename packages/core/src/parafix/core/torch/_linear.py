@@ -201,10 +201,14 @@ class _LinearSolve(Function):
         return unrows(outputs, size)
 
 
-def rows(x: Tensor, dim: int | None, size: int) -> Tensor:
-    """The samples of all members of a `vmap` on one axis: `(V B, n)`."""
-    x = x.expand(size, *x.shape) if dim is None else x.movedim(dim, 0)
-    return x.reshape(size * x.shape[1], *x.shape[2:])
+def rows(x: Tensor, dim: int | None, size: int, axis: int = 0) -> Tensor:
+    """The samples of all members of a `vmap` on the axis where those of one are."""
+    x = (
+        x.expand(size, *x.shape).movedim(0, axis)
+        if dim is None
+        else x.movedim(dim, axis)
+    )
+    return x.reshape(*x.shape[:axis], size * x.shape[axis + 1], *x.shape[axis + 2 :])
 
 
 def unrows(outputs: Any, size: int) -> Any:

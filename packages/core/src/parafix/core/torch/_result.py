@@ -1,10 +1,17 @@
 import enum
-from typing import Any
+import itertools
+from collections.abc import Sequence
+from typing import Any, TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
 from .._sentences import sentence, SENTENCES
 from ._custom_types import Codes
+
+
+if TYPE_CHECKING:
+    from ._chain import Leaf
 
 
 class _Sentenced(enum.EnumMeta):
@@ -38,18 +45,34 @@ class RESULTS(enum.IntEnum, metaclass=_Sentenced):
 assert list(RESULTS.__members__) == list(SENTENCES)
 
 
-def raise_if(result: Codes) -> None:
+def raise_if(
+    result: Codes,
+    position: Tensor | None = None,
+    leaf: Tensor | None = None,
+    leaves: Sequence[str] = (),
+) -> None:
     """Raises `RuntimeError` with the sentence of the first sample that failed.
 
-    Looks at values: on a GPU, the host waits for them.
+    With the first bad position of that sample and the name of its leaf, if they are
+    given. Looks at values: on a GPU, the host waits for them.
     """
     failed = result != RESULTS.successful
     if not bool(failed.any()):
         return
-    codes = result.reshape(-1)
     sample = int(torch.nonzero(failed.reshape(-1))[0])
-    text = sentence(int(codes[sample]))
+    place = None if position is None else int(position.reshape(-1)[sample])
+    name = ""
+    if leaf is not None and leaves:
+        name = leaves[int(leaf.reshape(-1)[sample])]
+    text = sentence(int(result.reshape(-1)[sample]), place, name)
     if result.ndim:
         number = int(failed.sum())
-        text = f"{number} of {codes.numel()} samples failed; sample {sample}: {text}"
+        text = f"{number} of {result.numel()} samples failed; sample {sample}: {text}"
     raise RuntimeError(text)
+
+
+def leaf_of(entry: Tensor, leaves: Sequence["Leaf"]) -> Tensor:
+    """The number of the leaf in which entry `entry` of each state lies."""
+    ends = list(itertools.accumulate(leaf.size for leaf in leaves))
+    bounds = torch.tensor(ends or [1], device=entry.device)
+    return torch.bucketize(entry, bounds, right=True).clamp(max=len(bounds) - 1)

@@ -81,3 +81,31 @@ def directional_derivative(
 
     values = [at(step * shift) for shift in (-3, -2, -1, 1, 2, 3)]
     return pytree.tree_map(combine, *values)
+
+
+def reference_scan(
+    f: Callable[[Any, Any], tuple[Any, Any]],
+    init: Any,
+    xs: Any = None,
+    length: int | None = None,
+    *,
+    reverse: bool = False,
+) -> tuple[Any, Any, Any]:
+    """The last carry, the outputs and all carries of a plain loop over time.
+
+    Both of the latter in the order of the inputs. At least one step.
+    """
+    if length is None:
+        length = len(pytree.tree_leaves(xs)[0])
+    carry, ys, carries = init, [None] * length, [None] * length
+    for t in range(length)[:: -1 if reverse else 1]:
+        x = pytree.tree_map(lambda x, t=t: None if x is None else x[t], xs)
+        carry, ys[t] = f(carry, x)
+        carries[t] = carry
+
+    def stacked(*steps):
+        if steps[0] is None:
+            return None
+        return torch.stack([torch.as_tensor(x) for x in steps])
+
+    return carry, pytree.tree_map(stacked, *ys), pytree.tree_map(stacked, *carries)

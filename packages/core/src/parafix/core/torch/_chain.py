@@ -1,0 +1,233 @@
+import dataclasses
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from ._calculus import alias, grads, under_transforms
+from ._over_time import over_time
+
+
+# One time: (B, n). All times, or some: (T, B, n).
+State = Float[Tensor, "B n"]
+States = Float[Tensor, "T B n"]
+Blocks = Float[Tensor, "T B n n"]
+
+
+class Leaf(NamedTuple):
+    """A part of a state: what messages call it, its size, and its rounding error."""
+
+    name: str
+    size: int
+    eps: float
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Chain:
+    """Chains: `z_t = step(z_{t-1}, x_t)` for `t = 1, ..., T`, from `z_0 = init`.
+
+    A batch of `B` of them, whose samples `step` must not mix. As one equation it is
+    `z = f(z)` with `f(z)_t = step(z_{t-1}, x_t)`, whose Jacobian has its blocks just
+    below the diagonal.
+
+    **Arguments:**
+
+    - `step`: maps states `(B, n)` and one slice of `xs` to the next states `(B, n)`.
+        It must be deterministic. For all times at once it is run under
+        `torch.func.vmap`, so that it sees the shapes of a sequential loop.
+    - `init`: shape `(B, n)`, real floats: the states before the first step.
+    - `xs`: a pytree of tensors with `length` as their first axis, `(T, B, ...)`; `None`
+        if `step` takes no input.
+    - `length`: the number of steps `T >= 0`.
+    - `offset`, `stride`: entry `i` is called position `offset + stride * i` in
+        messages.
+    - `leaves`: the [`parafix.core.torch.Leaf`][]s that a state consists of, in order;
+        one of the dtype of `init` by default.
+    - `broadcasts`: whether `step` takes all times in one call, too: `(T, B, n)` and
+        `xs` to `(T, B, n)`. Then there is no `vmap`.
+    - `linearised`: the same with the Jacobian by formula, if there is one: maps states
+        `(T, B, n)` and inputs to the next states and the blocks `(T, B, n, n)`, by
+        operations that PyTorch differentiates. By default the blocks come from `n`
+        pulls.
+    """
+
+    step: Callable[[Any, Any], Any]
+    init: Tensor
+    xs: Any
+    length: int
+    offset: int = 0
+    stride: int = 1
+    leaves: tuple[Leaf, ...] = ()
+    broadcasts: bool = False
+    linearised: Callable[[Any, Any], tuple[Any, Any]] | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.init, Tensor) or self.init.ndim != 2:
+            raise TypeError(
+                "`init` must be a tensor of shape (B, n), got "
+                f"{tuple(getattr(self.init, 'shape', ()))}."
+            )
+        for x in pytree.tree_leaves(self.xs):
+            if x is None:
+                continue
+            if not isinstance(x, Tensor):
+                raise TypeError(f"Every leaf of `xs` must be a tensor, got {x!r}.")
+            if x.shape[:1] != (self.length,):
+                raise ValueError(
+                    f"Every leaf of `xs` must have `length` = {self.length} as its "
+                    f"first axis, got shape {tuple(x.shape)}."
+                )
+
+    @property
+    def size(self) -> int:
+        """`n`, the number of entries of a state."""
+        return self.init.shape[1]
+
+    @property
+    def eps(self) -> float | Tensor:
+        """The relative rounding error of a step; `(n,)` where entries differ."""
+        if not self.leaves:
+            return torch.finfo(self.init.dtype).eps
+        each = {leaf.eps for leaf in self.leaves if leaf.size} or {0.0}
+        if len(each) == 1:
+            return each.pop()
+        return torch.tensor(
+            [leaf.eps for leaf in self.leaves for _ in range(leaf.size)],
+            dtype=self.init.dtype,
+            device=self.init.device,
+        )
+
+    @property
+    def has_tangent(self) -> bool:
+        """Whether `step` can be run for all times at once and differentiated."""
+        with torch.no_grad():
+            first = self.init.detach()[None]
+            xs = pytree.tree_map_only(
+                Tensor, torch.Tensor.detach, slices(self.xs, 0, 1)
+            )
+            try:
+                jacobian(self.at_all_times, first, xs)
+            except Exception:
+                # Whatever keeps a function from it: control flow by values, an
+                # operation without a rule.
+                return False
+        return True
+
+    @property
+    def at_all_times(self) -> "AllTimes":
+        """The step for many times at once."""
+        return AllTimes(self.step, self.broadcasts, self.linearised)
+
+    def lag(self, z: Tensor) -> Tensor:
+        """`z_{t-1}` for all `t`: `z` one step later, `init` in front."""
+        return torch.cat([self.init.unsqueeze(0), z[:-1]])
+
+    def __call__(self, z: Tensor) -> Tensor:
+        """`f(z)`: all steps at once."""
+        return self.at_all_times(self.lag(z), self.xs)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class AllTimes:
+    """A step for many times at once: states `(T, B, n)` and inputs to `(T, B, n)`."""
+
+    step: Callable[[Any, Any], Any]
+    broadcasts: bool
+    formula: Callable[[Any, Any], tuple[Any, Any]] | None
+
+    def __call__(self, z: Tensor, xs: Any) -> Tensor:
+        if self.broadcasts:
+            return _checked(self.step(z, xs), z)
+        return over_time(lambda z, x: _checked(self.step(z, x), z), z, xs)
+
+    def linearised(self, z: Tensor, xs: Any) -> tuple[Tensor, Tensor]:
+        """The next states and their Jacobian blocks, by the formula."""
+        assert self.formula is not None
+        f, a = self.formula(z, xs)
+        expected = (*z.shape, z.shape[-1])
+        if a.shape != expected:
+            raise TypeError(
+                "`linearised` must return the next states and their Jacobian blocks of "
+                f"shape {expected}, got {tuple(a.shape)}."
+            )
+        return _checked(f, z, "linearised"), a.to(z.dtype)
+
+
+def _checked(out, z, name="step"):
+    if not isinstance(out, Tensor) or out.shape != z.shape:
+        got = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
+        raise TypeError(
+            f"`{name}` must return states of the shape that it takes, {tuple(z.shape)}"
+            f"; got {got}."
+        )
+    # Under autocast, operations choose their dtypes by themselves.
+    return out.to(z.dtype)
+
+
+def jacobian(
+    step: Callable[[Any, Any], Any], z: States, x: Any
+) -> tuple[States, Blocks]:
+    """`step(z, x)` at many times at once, and its Jacobian blocks in `z`.
+
+    By the formula, if `step` belongs to a chain that has one, and otherwise by `n`
+    pulls of unit vectors at all times. Entry `[..., i, j]` is the derivative of entry
+    `i` of the next state by entry `j` of `z`. Both can be differentiated.
+
+    **Arguments:**
+
+    - `step`: maps `(T, B, n)` and inputs to `(T, B, n)`, without mixing times or
+        samples.
+    - `z`: shape `(T, B, n)`, the states before each step.
+    - `x`: the inputs.
+    """
+    if isinstance(step, AllTimes) and step.formula is not None:
+        return step.linearised(z, x)
+    if under_transforms():
+        f, pull, *_ = torch.func.vjp(lambda z: step(z, x), z)
+        return f, torch.stack([pull(unit)[0] for unit in _units(z)], -2)
+    differentiable = torch.is_grad_enabled()
+    with torch.enable_grad():
+        state = alias(z, differentiable)
+        f = step(state, x)
+    a = pulled_blocks(f, state, differentiable)
+    return (f if differentiable else f.detach()), a
+
+
+def pulled_blocks(f: Tensor, z: Tensor, differentiable: bool) -> Tensor:
+    """The Jacobian blocks of `f` in `z` from its graph, by `n` pulls."""
+    rows = [grads(f, [z], unit, differentiable)[0] for unit in _units(z)]
+    return torch.stack(rows, -2)
+
+
+def _units(z):
+    """The unit vectors, each at all times and for all samples."""
+    eye = torch.eye(z.shape[-1], dtype=z.dtype, device=z.device)
+    return [unit.expand(z.shape) for unit in eye]
+
+
+def slices(tree: Any, begin: int, end: int) -> Any:
+    """Every tensor of a pytree from time `begin` to before `end`."""
+    return pytree.tree_map_only(Tensor, lambda x: x[begin:end], tree)
+
+
+def chunks(length: int, chunk: int) -> Iterator[tuple[int, int]]:
+    """Where parts of at most `chunk` times begin and end."""
+    for begin in range(0, length, chunk):
+        yield begin, min(begin + chunk, length)
+
+
+def chunk_size(chunk: int | None, z: Tensor) -> int:
+    """For how many of the times of `z`, `(T, B, n)`, to hold Jacobian blocks at once.
+
+    `None` decides: on a CPU, blocks that leave the cache cost more than forming them,
+    and every chunk costs the calls of a scan.
+    """
+    length, samples, size = z.shape
+    if chunk is not None:
+        return max(1, min(chunk, length))
+    if z.device.type != "cpu":
+        return max(1, length)
+    return max(1, min(length, max(1000, 2**20 // max(1, samples * size**2))))

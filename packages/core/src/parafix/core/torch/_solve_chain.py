@@ -1,0 +1,245 @@
+import dataclasses
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from ._adjoint import AbstractAdjoint, ImplicitAdjoint
+from ._capture import Autocast
+from ._certificate import certify, ErrorEstimate, Report, worst
+from ._chain import Chain, Leaf, States
+from ._chain_adjoint import ChainAdjoint, ChainProblem
+from ._check import checked_count, checked_tolerance
+from ._measure import at, first
+from ._named import named
+from ._over_time import parted
+from ._result import leaf_of, RESULTS
+from ._solution import Solution
+from ._solver import as_sweep, Sequential
+from ._sweep import AbstractSweep
+
+
+def solve_chain(
+    problem: Chain,
+    *,
+    solver: str | AbstractSweep | Sequential = "jacobi",
+    guess: Tensor | None = None,
+    adjoint: str | AbstractAdjoint = "implicit",
+    rtol: Any = None,
+    atol: Any = None,
+    max_steps: int | None = None,
+    window: int | None = None,
+    throw: bool = True,
+) -> Solution[States]:
+    """Solve a batch of chains for all their states at once.
+
+    Every sample stops by itself, and the others change no bit of it.
+
+    **Arguments:**
+
+    - `problem`: a [`parafix.core.torch.Chain`][] of length `T` with states `(B, n)`.
+        Derivatives with respect to weights of modules and other tensors that its step
+        uses come by themselves.
+    - `solver`: an [`parafix.core.torch.AbstractSweep`][], a
+        [`parafix.core.torch.Sequential`][], or a registered name, which is built from
+        `rtol` and `atol`.
+    - `guess`: shape `(T, B, n)`; the initial states at all times by default. Entries
+        that are not finite count as zero. Its gradient is zero.
+    - `adjoint`: a [`parafix.core.torch.ChainAdjoint`][] or a registered name.
+    - `rtol`, `atol`: a number, or one for each entry of a state; `eps^(3/4)` of the
+        dtype of each by default.
+    - `max_steps`: at most this many sweeps (in each window); `T`, which always is
+        enough, by default.
+    - `window`: solve this many times to the end before going on to the next, which
+        bounds memory by `O(T n) + O(window n^2)`, gradients included; `None` for all.
+    - `throw`: whether a failure of any sample raises.
+
+    **Returns:**
+
+    A [`parafix.core.torch.Solution`][] with `value` of shape `(T, B, n)`, and all else
+    of shape `(B,)`. Where a sample failed, its value is the last iterate, exact on its
+    prefix; from the first time at which the true state is not finite it is NaN.
+
+    **Raises:**
+
+    `TypeError` or `ValueError` for arguments that do not fit, and with `throw=True`
+    `RuntimeError` with the sentence of the first sample that failed.
+
+    ??? cite "Reference"
+
+        The view of a recurrence as one equation, and its Newton iteration, are from
+        Lim, Zhu, Selfridge and Kasim, "Parallelizing non-linear sequential models over
+        the sequence length", ICLR 2024, equations 3 to 5.
+    """
+    init, length = problem.init, problem.length
+    if not init.is_floating_point():
+        raise TypeError(f"`init` must be real floats, got {init.dtype}.")
+    shape = (length, *init.shape)
+    if guess is not None and tuple(guess.shape) != shape:
+        raise ValueError(
+            f"`guess` must have shape {shape}, one state for every time; got "
+            f"{tuple(guess.shape)}."
+        )
+    max_steps = checked_count("max_steps", max_steps)
+    window = checked_count("window", window)
+    autocast = Autocast.now(init.device)
+    wide = _widened(problem, autocast)
+    solver = as_sweep(solver, rtol, atol, wide.eps**0.75)
+    adjoint = as_adjoint(adjoint)
+    if length == 0 or init.numel() == 0:
+        return _empty_solution(problem)
+    if isinstance(solver, Sequential):
+        return _solve_sequentially(problem, solver)
+    eps = autocast.eps([init.dtype])
+    task = ChainProblem(
+        wide,
+        autocast,
+        eps,
+        solver,
+        length if max_steps is None else max_steps,
+        length if window is None else min(window, length),
+        throw,
+    )
+    guess = None if guess is None else guess.to(wide.init.dtype)
+    with autocast.entered(enabled=False):
+        z, report, error = adjoint.apply(task, guess)
+    # What is not a sweep is a certificate, which takes the whole Jacobian.
+    certificates = report.num_evals - report.num_steps
+    linear = report.num_steps * solver.num_linear(problem.size)
+    linear = linear + certificates * problem.size
+    return _solution(problem, z.to(init.dtype), report, error, linear)
+
+
+def as_adjoint(adjoint: Any) -> ChainAdjoint:
+    """The adjoint of chains that `adjoint` names, or `adjoint` itself."""
+    if isinstance(adjoint, str):
+        adjoint = named("adjoint", adjoint)()
+    if isinstance(adjoint, ImplicitAdjoint):
+        return ChainAdjoint()
+    if isinstance(adjoint, ChainAdjoint):
+        return adjoint
+    if isinstance(adjoint, AbstractAdjoint):
+        raise TypeError(
+            f"{type(adjoint).__name__} is for dense problems; chains are "
+            'differentiated by adjoint="implicit".'
+        )
+    raise TypeError(
+        "`adjoint` must be the name of a registered adjoint or an object such as "
+        f"`ChainAdjoint()`, got {adjoint!r}."
+    )
+
+
+def assess(
+    problem: Chain,
+    z: States,
+    *,
+    rtol: Any = None,
+    atol: Any = None,
+) -> Solution[States]:
+    """What can be said of states that the sequential program returned.
+
+    **Arguments:**
+
+    - `problem`: a [`parafix.core.torch.Chain`][] of length `T` with states `(B, n)`.
+    - `z`: shape `(T, B, n)`, its states, one step after the other.
+    - `rtol`, `atol`: the unit in which the residual is given.
+
+    **Returns:**
+
+    A [`parafix.core.torch.Solution`][] whose `value` is `z`: `successful`, or
+    `nonfinite` with the first position at which it is not finite. The residual is not
+    zero but of the size of rounding, since all times are evaluated at once for it. It
+    and the error estimate are NaN where the step can be run for one time only.
+    """
+    if z.numel() == 0:
+        return _empty_solution(problem)
+    wide = _widened(problem, Autocast.now(z.device))
+    rtol = checked_tolerance("rtol", rtol, wide.eps**0.75)
+    atol = checked_tolerance("atol", atol, wide.eps**0.75)
+    # What is reported about the states carries no derivative.
+    init, xs = pytree.tree_map_only(Tensor, torch.Tensor.detach, (wide.init, wide.xs))
+    fixed = dataclasses.replace(wide, init=init, xs=xs)
+    states = z.detach().to(init.dtype)
+    with torch.no_grad():
+        prefix = first(~torch.isfinite(states), 0, problem.length)
+        none = torch.zeros_like(prefix)
+        unknown = torch.full_like(states[0, :, 0], torch.nan)
+        residual = error = unknown
+        entry, products = worst(at(states, prefix)), 0
+        if fixed.has_tangent:
+            certificate = certify(
+                fixed, states, ErrorEstimate.zero(fixed.init), rtol, atol
+            )
+            residual, error = certificate.residual, certificate.error.value
+            products = problem.size
+        bad = prefix < problem.length
+        report = Report(
+            torch.where(bad, RESULTS.nonfinite, RESULTS.successful),
+            prefix,
+            none + problem.length,
+            none + 2,
+            residual,
+            entry,
+        )
+    return _solution(problem, z, report, error, none + products)
+
+
+def _widened(problem, autocast):
+    """The chain on states of at least single precision, and what rounds its steps."""
+    dtype = problem.init.dtype
+    leaves = problem.leaves or (Leaf("", problem.size, torch.finfo(dtype).eps),)
+    if autocast.enabled and dtype != torch.float64:
+        # What runs in reduced precision rounds to it, whatever the dtype of the state.
+        reduced = autocast.eps([dtype])
+        leaves = [leaf._replace(eps=max(leaf.eps, reduced)) for leaf in leaves]
+    problem = dataclasses.replace(problem, leaves=tuple(leaves))
+    wide = torch.promote_types(dtype, torch.float32)
+    if wide == dtype:
+        return problem
+    step, formula = problem.step, problem.linearised
+    if formula is not None:
+        formula = lambda z, x: problem.linearised(z.to(dtype), x)
+    return dataclasses.replace(
+        problem,
+        step=lambda z, x: step(z.to(dtype), x),
+        init=problem.init.to(wide),
+        linearised=formula,
+    )
+
+
+def _empty_solution(problem):
+    samples = problem.init.shape[:1]
+    none = torch.zeros(samples, dtype=torch.int64, device=problem.init.device)
+    zero = problem.init.new_zeros(samples)
+    report = Report(none, none + problem.length, none, none, zero, none)
+    z = problem.init.new_zeros((problem.length, *problem.init.shape))
+    return _solution(problem, z, report, zero, none)
+
+
+def _solve_sequentially(problem, solver):
+    tensors, joined = parted(problem.xs)
+    z, states = problem.init, []
+    steps = [x.unbind(0) for x in tensors]
+    for t in range(problem.length):
+        z = problem.step(z, joined([x[t] for x in steps]))
+        states.append(z)
+    return assess(problem, torch.stack(states), rtol=solver.rtol, atol=solver.atol)
+
+
+def _solution(problem, z, report, error, num_linear):
+    return Solution(
+        value=z,
+        result=report.result,
+        stats={
+            "num_steps": report.num_steps,
+            "num_evals": report.num_evals,
+            "num_linear": num_linear,
+            "residual": report.residual,
+            "converged_prefix": report.prefix,
+            "error_estimate": error,
+        },
+        position=problem.offset + problem.stride * report.prefix,
+        leaf=leaf_of(report.entry, problem.leaves),
+        leaves=tuple(leaf.name for leaf in problem.leaves),
+    )

@@ -1,0 +1,317 @@
+import abc
+import dataclasses
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from ._affine_scan import affine_scan
+from ._certificate import (
+    Certificate,
+    certify,
+    ErrorEstimate,
+    Part,
+    Report,
+    unstable_above,
+    vouch,
+    where,
+    worst,
+)
+from ._chain import Blocks, Chain, chunk_size, chunks, slices, States
+from ._check import checked_count, checked_tolerance
+from ._measure import all_finite, at, first, max_abs, ratio, tolerance
+from ._result import RESULTS
+from ._scan import AbstractScan
+
+
+@dataclasses.dataclass(frozen=True)
+class AbstractSweep(abc.ABC):
+    """Solves a chain by sweeps that treat all times at once.
+
+    With `f` and a matrix `A_t` for every time, one sweep takes `z` to
+
+    `z'_t = f(z)_t + A_t (z'_{t-1} - z_{t-1})`,
+
+    which is one affine scan. Subclasses, frozen dataclasses, say what `A_t` is, and
+    nothing else: the Jacobian gives Newton's method (DEER), its diagonal quasi-DEER,
+    zero Jacobi, the identity Picard. Whatever `A_t`, the first `k` states are final
+    after `k` sweeps, since `z_{t-1}` being right makes the correction zero and
+    `z'_t = f(z)_t` right.
+
+    - A sweep works in `f`, `r = f - z` and `d = z' - z`, so that rounding scales with
+      the update and the correction is exactly zero on the exact prefix.
+    - From the first time at which `z'` is not finite, it is replaced by `f`, and where
+      `f` is not finite by `z`: iterates are always finite, and a NaN ahead cannot reach
+      the times before it.
+    - A solve has converged when `|r|` and `|d|` are both within `atol + rtol |z|` at
+      all times, and so is the Newton step there: where a chain forgets slowly, small
+      residuals add up, and a sweep without derivatives does not see it. Then it goes
+      on, with tolerances as much smaller as the step is too large.
+    - How far rounding is carried is looked at, too: an unstable chain has no solution
+      that another order of the same operations would confirm.
+    - It has failed for good when `r` and `d` are within tolerance at all times before
+      `t`, and `f_t` is not finite: then the sequential program returns that value too.
+
+    Every sample of a batch stops by itself, and the others change no bit of it.
+
+    A subclass whose `transition` returns the whole Jacobian, at every iterate, sets
+    `newton: ClassVar[bool] = True`: an update is a Newton step then, and needs no other
+    to vouch for it.
+
+    **Arguments:**
+
+    - `rtol`, `atol`: relative and absolute tolerance: a state `z` is within tolerance
+        if the residual and the last update are at most `atol + rtol |z|`, entry by
+        entry. One number each, or one for each entry of a state.
+    - `scan`: an [`parafix.core.torch.AbstractScan`][] or a registered name, for the
+        affine recurrence inside a sweep; `"auto"` goes by size and device.
+    - `chunk`: hold Jacobian blocks for this many times at once; `None` decides. It
+        changes memory and speed, and the numbers to rounding.
+    """
+
+    rtol: float | Tensor
+    atol: float | Tensor
+    scan: str | AbstractScan = "auto"
+    chunk: int | None = None
+    newton: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        checked_tolerance("rtol", self.rtol, None)
+        checked_tolerance("atol", self.atol, None)
+        checked_count("chunk", self.chunk)
+
+    @abc.abstractmethod
+    def transition(
+        self, step: Callable[[Any, Any], Any], z: States, x: Any
+    ) -> tuple[States, Blocks | States | None]:
+        """`step(z, x)` and the `A_t` that go with it, at many times at once.
+
+        Called where no derivatives are recorded.
+
+        **Arguments:**
+
+        - `step`: maps states `(T, B, n)` and inputs to the next states `(T, B, n)`;
+            [`parafix.core.torch.jacobian`][] takes its Jacobian.
+        - `z`: shape `(T, B, n)`, the states before these times in the current iterate.
+        - `x`: the inputs at these times.
+
+        **Returns:**
+
+        The next states `(T, B, n)` and `A_t`: dense `(T, B, n, n)`, diagonal
+        `(T, B, n)`, or `None` for zero.
+        """
+
+    @abc.abstractmethod
+    def num_linear(self, size: int) -> int:
+        """How many Jacobian-vector products `transition` takes for `size` entries."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Jacobi(AbstractSweep):
+    """Jacobi: `A_t = 0`, so `z' = f(z)`. No Jacobian and no scan.
+
+    A sweep is as cheap as it can be; the number of sweeps is the memory length of the
+    chain, whatever `T`.
+
+    **Arguments:**
+
+    As those of [`parafix.core.torch.AbstractSweep`][].
+    """
+
+    def transition(self, step, z, x):
+        return step(z, x), None
+
+    def num_linear(self, size):
+        del size
+        return 0
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _State:
+    # All about the iterate that entered the last sweep.
+    prefix: Tensor
+    nonfinite: Tensor
+    num_steps: Tensor
+    # Of Newton's method, and once it has converged; otherwise of no meaning.
+    certificate: Certificate
+
+
+def solve_by_sweeps(
+    solver: AbstractSweep,
+    problem: Chain,
+    z: Tensor,
+    error: ErrorEstimate,
+    max_steps: int,
+) -> tuple[Tensor, Report, ErrorEstimate]:
+    """Sweeps from `z` until every sample has converged, or failed for good.
+
+    Plain numerics, outside of autograd. `error` is that of what precedes the chain.
+    The states come back in memory of their own, NaN where the true ones are not finite.
+    """
+    run = _Run(solver, problem, error, max_steps)
+    none = torch.zeros_like(error.error, dtype=torch.int64)
+    everyone = torch.ones_like(none, dtype=torch.bool)
+    state = _State(none, ~everyone, none, Certificate.start(problem, error))
+    z, state = run.sweeps(z, state, everyone, None)
+    certified = run.certified if solver.newton else run.refined
+    z, state, count = certified(z, state)
+    certificate, length = state.certificate, problem.length
+    result = torch.where(certificate.newton <= 1, RESULTS.successful, RESULTS.stalled)
+    for flag, code in (
+        (run.unstable(certificate), RESULTS.ill_conditioned),
+        (~run.converged(state), RESULTS.max_steps_reached),
+        (state.nonfinite, RESULTS.nonfinite),
+    ):
+        result = torch.where(flag, code, result)
+    # The prefix is about the iterate that entered the last sweep. The one that is
+    # returned has one more state within tolerance, and at least `num_steps` exact.
+    prefix = torch.maximum(state.prefix + 1, state.num_steps).clamp(max=length)
+    prefix = torch.where(state.nonfinite, state.prefix, prefix)
+    unstable = result == RESULTS.ill_conditioned
+    prefix = torch.where(unstable, certificate.prefix, prefix)
+    near = torch.minimum(certificate.near, prefix)
+    prefix = torch.where(result == RESULTS.stalled, near, prefix)
+    entry = torch.where(unstable, certificate.entry, none)
+    residual = certificate.residual
+    failed = result != RESULTS.successful
+    if solver.newton or bool(failed.any()):
+        r = problem(z) - z
+        residual = max_abs(ratio(r, tolerance(solver.rtol, solver.atol, z)))
+        entry = torch.where(unstable, certificate.entry, worst(at(r, prefix)))
+        entry = torch.where(failed, entry, none)
+    if bool(state.nonfinite.any()):
+        end = torch.where(state.nonfinite, prefix, length)
+        beyond = torch.arange(length, device=z.device)[:, None] >= end
+        z = torch.where(beyond[..., None], torch.nan, z)
+    report = Report(
+        result, prefix, state.num_steps, state.num_steps + count, residual, entry
+    )
+    return z, report, certificate.error
+
+
+class _Run:
+    """The loops of one solve."""
+
+    def __init__(self, solver, problem, error, max_steps):
+        self.solver, self.problem, self.error = solver, problem, error
+        self.budget = min(max_steps, problem.length)
+        # On a CPU the host sees for nothing whether work is needed. An accelerator has
+        # to be waited for, so there it is asked once or twice in a sweep: whether some
+        # sample has converged, and whether one has not.
+        self.watched = problem.init.device.type == "cpu"
+
+    def converged(self, state):
+        # After `length` sweeps every state is exact, whether or not that was confirmed.
+        length = self.problem.length
+        return (state.prefix == length) | (state.num_steps >= length)
+
+    def unstable(self, certificate):
+        return ~(certificate.error.value <= unstable_above(self.problem))
+
+    def sweeps(self, z, state, active, factor):
+        """Sweeps until no sample is active, with tolerances times `factor`."""
+        while True:
+            new_z, new = self.sweep(z, state, factor)
+            everyone = self.watched and bool(active.all())
+            z = new_z if everyone else torch.where(active[:, None], new_z, z)
+            state = new if everyone else where(active, new, state)
+            going = ~self.converged(state) & ~state.nonfinite
+            active = active & going & (state.num_steps < self.budget)
+            if not bool(active.any()):
+                return z, state
+
+    def certified(self, z, state):
+        """The certificate of Newton's method, and the evaluations that took."""
+        # The sweep that confirmed `z` has done it, so only failures are looked at.
+        sure = state.prefix == self.problem.length
+        if not bool(sure.all()):
+            certificate = where(sure, state.certificate, self.certify(z))
+            state = dataclasses.replace(state, certificate=certificate)
+        return z, state, torch.where(sure, 1, 2)
+
+    def refined(self, z, state):
+        """Sweeps on until the Newton step of `z` is within tolerance too."""
+        state = dataclasses.replace(state, certificate=self.certify(z))
+        factor = torch.ones_like(state.certificate.newton)
+        count = torch.ones_like(state.num_steps)
+        while True:
+            certificate = state.certificate
+            going = self.converged(state) & ~state.nonfinite
+            going = going & (state.num_steps < self.budget)
+            going = going & ~(certificate.newton <= 1) & ~self.unstable(certificate)
+            if not bool(going.any()):
+                return z, state, count
+            tighter = factor / (2 * certificate.newton.clamp(1, 1e6))
+            factor = torch.where(going, tighter, factor)
+            count = count + going
+            prefix = torch.where(going, 0, state.prefix)
+            state = dataclasses.replace(state, prefix=prefix)
+            z, state = self.sweeps(z, state, going, factor)
+            certificate = where(going, self.certify(z), certificate)
+            state = dataclasses.replace(state, certificate=certificate)
+
+    def certify(self, z):
+        solver = self.solver
+        return certify(
+            self.problem,
+            z,
+            self.error,
+            solver.rtol,
+            solver.atol,
+            solver.scan,
+            solver.chunk,
+        )
+
+    def sweep(self, z, state, factor):
+        """One sweep: the next iterate, and what is known of the entering one."""
+        solver, problem, length = self.solver, self.problem, self.problem.length
+        step, lag = problem.at_all_times, problem.lag(z)
+        broken = prefix = torch.full_like(state.prefix, length)
+        nonfinite = torch.zeros_like(state.nonfinite)
+        certificate = Certificate.start(problem, self.error)
+        last, parts = None, []
+        for begin, end in chunks(length, chunk_size(solver.chunk, z)):
+            part_z = z[begin:end]
+            xs = slices(problem.xs, begin, end)
+            f, a = solver.transition(step, lag[begin:end], xs)
+            r = f - part_z
+            d = r if a is None else affine_scan(a, r, last, scan=solver.scan)
+            new = f + (d - r)
+            tidy = self.watched and all_finite(new) and not bool((broken < end).any())
+            if not tidy:
+                new, d, broken = _quarantined(f, part_z, new, d, begin, broken, length)
+            tol = tolerance(solver.rtol, solver.atol, part_z)
+            tol = tol if factor is None else tol * factor[:, None]
+            # Comparisons with NaN are false.
+            within = torch.maximum(r.abs(), d.abs()) <= tol
+            stop = first(~within, begin, length)
+            if not tidy:
+                bad = ~torch.isfinite(at(f, stop - begin)).all(-1)
+                nonfinite = torch.where(stop < prefix, bad, nonfinite)
+            prefix = torch.minimum(prefix, stop)
+            if solver.newton and a is not None and bool((prefix == length).any()):
+                certificate = vouch(
+                    problem,
+                    solver.scan,
+                    certificate,
+                    Part(begin, part_z, r, tol),
+                    d,
+                    a,
+                    prefix == length,
+                )
+            last = d[-1]
+            parts.append(new)
+        new = parts[0] if len(parts) == 1 else torch.cat(parts)
+        return new, _State(prefix, nonfinite, state.num_steps + 1, certificate)
+
+
+def _quarantined(f, z, new, d, begin, broken, length):
+    """The next iterate made finite, its update, and the first time of the trouble."""
+    finite = torch.isfinite(new)
+    broken = torch.minimum(broken, first(~finite, begin, length))
+    times = torch.arange(begin, begin + len(z), device=z.device)
+    # (A sum of finite numbers may overflow by itself.)
+    quarantine = (times[:, None] >= broken)[..., None] | ~finite
+    new = torch.where(quarantine, torch.where(torch.isfinite(f), f, z), new)
+    return new, torch.where(quarantine, new - z, d), broken

@@ -1,0 +1,258 @@
+"""Runs a scan, in one of two ways, and says how it went."""
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree, checkpoint
+
+from parafix.core.torch import (
+    AbstractSweep,
+    assess,
+    Chain,
+    over_time,
+    RESULTS,
+    Sequential,
+    Solution,
+    solve_chain,
+)
+
+from ._carry import Layout
+from ._drivers import Drivers
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Job:
+    """Everything about a scan but who solves it."""
+
+    f: Callable
+    layout: Layout
+    init: Any
+    # In the order of time.
+    xs: Any
+    length: int
+    reverse: bool
+    rtol: Any
+    atol: Any
+
+    @property
+    def autocast(self) -> bool:
+        return torch.is_autocast_enabled(self.layout.device.type)
+
+    def x(self, t: int) -> Any:
+        """The input at one time."""
+        return pytree.tree_map_only(Tensor, lambda x: x[t], self.xs)
+
+    def steps(self) -> Iterator[Any]:
+        """The inputs, one time after the other."""
+        if isinstance(self.xs, Tensor):
+            yield from self.xs.unbind(0)
+            return
+        leaves, structure = pytree.tree_flatten(self.xs)
+        none = [None] * self.length
+        # Cut at once: slices taken one by one cost more.
+        cut = [none if x is None else x.unbind(0) for x in leaves]
+        for x in zip(*cut, strict=True):
+            yield pytree.tree_unflatten(x, structure)
+
+    def example(self) -> Any:
+        """The input at the first time, or something like it where there is none."""
+        if self.length:
+            return self.x(0)
+        return pytree.tree_map_only(Tensor, lambda x: x.new_zeros(x.shape[1:]), self.xs)
+
+    def drivers(self) -> Drivers:
+        return Drivers.of(self.f, self.layout, self.init, self.example())
+
+    def chain(self, drivers: Any) -> Chain:
+        """The chain of the float leaves; `drivers` are those before each step."""
+        layout = self.layout
+
+        def step(state, inputs):
+            drivers, x = inputs
+            carry, _ = self.f(layout.join(state, drivers), x)
+            return layout.split(carry)[0]
+
+        state, _ = layout.split(self.init)
+        return Chain(
+            step,
+            state,
+            (drivers, self.xs),
+            self.length,
+            offset=self.length - 1 if self.reverse else 0,
+            stride=-1 if self.reverse else 1,
+            leaves=layout.leaves,
+        )
+
+    def flip(self, tree: Any) -> Any:
+        """From the order of time to that of the user, or back."""
+        return flip(tree) if self.reverse else tree
+
+
+def run_sequentially(job: Job, rtol: Any, atol: Any, ask: bool) -> Any:
+    """The plain loop; with `ask` what can be said of it, too."""
+    carry, carries, ys = job.init, [], []
+    for t, x in enumerate(job.steps()):
+        carry, y = job.f(carry, x)
+        if t == 0:
+            job.layout.check(carry, job.autocast)
+        ys.append(y)
+        if ask:
+            carries.append(carry)
+    if not ys:
+        ys, every = _nothing(job)
+    else:
+        ys, every = _stacked(ys), _stacked(carries) if ask else None
+    out = (carry, job.flip(ys))
+    if not ask:
+        return out
+    z, _ = job.layout.split(every)
+    if not job.layout.floats:
+        z = z.expand(job.length, *z.shape)
+    found = job.drivers()
+    if found.tainted:
+        return out, _unassessed(job, job.flip(every), z)
+    before, _ = found.run(job.init, job.xs, job.length)
+    solution = assess(job.chain(before), z, rtol=rtol, atol=atol)
+    return out, dataclasses.replace(solution, value=job.flip(every))
+
+
+def _stacked(steps):
+    """The trees of all steps as one, whose leaves have time as their first axis."""
+    if isinstance(steps[0], Tensor):
+        return torch.stack(steps)
+    leaves = [pytree.tree_leaves(x) for x in steps]
+    structure = pytree.tree_structure(steps[0])
+    together = [
+        None if x[0] is None else torch.stack([torch.as_tensor(each) for each in x])
+        for x in zip(*leaves, strict=True)
+    ]
+    return pytree.tree_unflatten(together, structure)
+
+
+def _nothing(job):
+    """Outputs and carries of no steps, in the structure that `f` gives them."""
+    with torch.no_grad():
+        carry, y = job.f(job.init, job.example())
+    job.layout.check(carry, job.autocast)
+    empty = lambda x: None if x is None else torch.as_tensor(x)[None][:0].detach()
+    return pytree.tree_map(empty, y), pytree.tree_map(empty, job.init)
+
+
+def run_in_parallel(
+    job: Job,
+    solver: str | AbstractSweep | Sequential,
+    guess: Any,
+    max_steps: int | None,
+    window: int | None,
+    throw: bool,
+) -> Any:
+    """`((carry, ys), solution)` by sweeps; there are steps, and entries in a state."""
+    layout = job.layout
+    # Whether `f` fits, and which of its outputs are the new carry itself.
+    with torch.no_grad():
+        new, y = job.f(job.init, job.x(0))
+    layout.check(new, job.autocast)
+    places = {id(x): i for i, x in enumerate(pytree.tree_leaves(new)) if x is not None}
+    outputs, structure = pytree.tree_flatten(y)
+    aliases = [places.get(id(x)) for x in outputs]
+
+    found = job.drivers()
+    if found.tainted:
+        driver, source = found.tainted[0]
+        struct = layout.structs[layout.names.index(driver)]
+        why = "may depend on floats (PyTorch cannot trace `f`)"
+        if source:
+            why = f"depends on `{source}`"
+        raise TypeError(
+            f"`{driver}` ({struct}) {why}, and only float leaves of the carry can be "
+            'iterated on. Make it a float, or use solver="sequential".'
+        )
+    before, after = found.run(job.init, job.xs, job.length)
+    problem = job.chain(before)
+    solution = solve_chain(
+        problem,
+        solver=solver,
+        rtol=job.rtol,
+        atol=job.atol,
+        guess=None if guess is None else layout.split(job.flip(guess))[0],
+        max_steps=max_steps,
+        window=window,
+        throw=throw,
+    )
+    z = solution.value
+    carries = layout.join(z, after)
+    carry = pytree.tree_map_only(Tensor, lambda x: x[-1], carries)
+    if None in aliases and any(x is not None for x in outputs):
+        ys = _outputs(job, problem.lag(z), before, window)
+    else:
+        leaves = pytree.tree_leaves(carries)
+        ys = [None if i is None else leaves[i] for i in aliases]
+        ys = pytree.tree_unflatten(ys, structure)
+    solution = dataclasses.replace(solution, value=job.flip(carries))
+    return (carry, job.flip(ys)), solution
+
+
+def _outputs(job, lag, drivers, window):
+    """The outputs of the steps that lead from one carry to the next."""
+
+    def output(state, drivers, x):
+        return job.f(job.layout.join(state, drivers), x)[1]
+
+    trees = (lag, drivers, job.xs)
+    if window is None:
+        return over_time(output, *trees)
+    parts = [
+        _checkpointed(
+            lambda *trees: over_time(output, *trees),
+            pytree.tree_map_only(Tensor, lambda x, t=t: x[t : t + window], trees),
+        )
+        for t in range(0, job.length, window)
+    ]
+    join = lambda *x: None if x[0] is None else torch.cat(x)
+    return pytree.tree_map(join, *parts)
+
+
+def _checkpointed(fn, trees):
+    if torch._C._are_functorch_transforms_active() or not torch.is_grad_enabled():
+        return fn(*trees)
+    return checkpoint.checkpoint(fn, *trees, use_reentrant=False)
+
+
+def _unassessed(job, carries, z):
+    """About a sequential solve that is no chain: only whether it is finite."""
+    fine = torch.isfinite(z.detach()).all(-1)
+    prefix = fine.long().cumprod(0).sum(0)
+    unknown = torch.full_like(prefix, torch.nan, dtype=job.layout.dtype)
+    none = torch.zeros_like(prefix)
+    bad = prefix < job.length
+    return Solution(
+        value=carries,
+        result=torch.where(bad, RESULTS.nonfinite, RESULTS.successful),
+        stats={
+            "num_steps": none + job.length,
+            "num_evals": none,
+            "num_linear": none,
+            "residual": unknown,
+            "converged_prefix": prefix,
+            "error_estimate": unknown,
+        },
+        position=job.length - 1 - prefix if job.reverse else prefix,
+    )
+
+
+def flip(tree: Any) -> Any:
+    return pytree.tree_map_only(Tensor, lambda x: x.flip(0), tree)
+
+
+def sweeps_serve(job: Job) -> bool:
+    """Whether sweeps can take `f`: drivers run by themselves, `vmap` and pulls do."""
+    found = job.drivers()
+    if found.tainted:
+        return False
+    before = tuple(x[None] for x in job.layout.split(job.init)[1])
+    first = pytree.tree_map_only(Tensor, lambda x: x[:1], job.xs)
+    job = dataclasses.replace(job, xs=first, length=1)
+    return job.chain(before).has_tangent

@@ -1,0 +1,186 @@
+import operator
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from parafix.core.torch import (
+    AbstractSweep,
+    as_sweep,
+    checked_count,
+    Sequential,
+)
+
+from ._auto import choose
+from ._carry import Layout, Struct
+from ._run import flip, Job, run_in_parallel, run_sequentially, sweeps_serve
+
+
+_Carry = TypeVar("_Carry")
+_X = TypeVar("_X")
+_Y = TypeVar("_Y")
+
+
+def scan(
+    f: Callable[[_Carry, _X], tuple[_Carry, _Y]],
+    init: _Carry,
+    xs: _X | None = None,
+    length: int | None = None,
+    reverse: bool = False,
+    *,
+    solver: str | AbstractSweep | Sequential = "auto",
+    guess: _Carry | None = None,
+    rtol: Any = None,
+    atol: Any = None,
+    max_steps: int | None = None,
+    window: int | None = None,
+    throw: bool = True,
+    return_solution: bool = False,
+) -> Any:
+    """A loop over time that can treat all times at once.
+
+    !!! example
+
+        ```python
+        import torch
+        from parafix.deer.torch import scan
+
+        carry, ys = init, []                           # the loop
+        for x in xs:
+            carry, y = f(carry, x)
+            ys.append(y)
+
+        carry, ys = scan(f, init, xs)                  # the same numbers
+        carry, ys = scan(f, init, xs, solver="deer")   # in a few parallel sweeps
+        ```
+
+    Derivatives with respect to `init`, `xs` and all that `f` closes over, weights of
+    modules among it, come by themselves, to any order, by `backward` and under
+    `torch.func`. Every sample of a batch stops by itself, and the others change no bit
+    of it.
+
+    **Arguments:**
+
+    - `f`: `(carry, x) -> (carry, y)`; any pytrees. It must not mix samples, and must be
+        deterministic. Float and complex leaves of the carry are iterated on. Others
+        (counters, flags) may not depend on them, unless the solve is sequential. For
+        all times at once, `f` runs under `torch.func.vmap`.
+    - `init`: the carry before the first step; leaves `(B, ...)`.
+    - `xs`: inputs with time as the first axis, `(T, B, ...)`, or `None`.
+    - `length`: `T`; needed where there are no `xs`.
+    - `reverse`: whether to go from the last time to the first.
+    - `solver`: `"deer"` (Newton), `"jacobi"`, `"sequential"` (the loop itself), any
+        other registered sweep, a solver object, or `"auto"`: sequential where sweeps do
+        not pay ([`parafix.deer.torch.choose`][] says when) or cannot serve.
+    - `guess`: a pytree like the carry with a leading axis `T`, in the order of `ys`,
+        for instance the `value` of an earlier solution; `init` at all times by default.
+        Its gradient is zero.
+    - `rtol`, `atol`: tolerances on the carry; by default `eps^(3/4)` of the dtype of
+        each leaf.
+    - `max_steps`: at most this many sweeps; after `k` of them the first `k` carries are
+        exact. `T`, which always is enough, by default.
+    - `window`: solve this many times to the end before going on to the next. Bounds
+        memory by `O(T n) + O(window n^2)`, gradients included.
+    - `throw`: whether a failure of any sample raises. A sequential solve never does.
+    - `return_solution`: whether to return how it went, too.
+
+    **Returns:**
+
+    `(carry, ys)`, or `((carry, ys), solution)` with a
+    [`parafix.core.torch.Solution`][] whose `value` holds the carries at all times, in
+    the order of `ys`; its `result` and statistics are of shape `(B,)`.
+
+    **Raises:**
+
+    `TypeError` or `ValueError` for arguments that do not fit, and `RuntimeError` with
+    the sentence of the first sample that failed if `throw` is true.
+
+    ??? cite "Reference"
+
+        Lim, Zhu, Selfridge and Kasim, "Parallelizing non-linear sequential models over
+        the sequence length", ICLR 2024.
+    """
+    steps = _checked_length(xs, length)
+    max_steps = checked_count("max_steps", max_steps)
+    window = checked_count("window", window)
+    automatic = isinstance(solver, str) and solver == "auto"
+    # A wrong name or a doubled tolerance is an error wherever the solve would run.
+    chosen = as_sweep("sequential" if automatic else solver, rtol, atol)
+    layout = Layout.of(init)
+    guess = None if guess is None else _checked_guess(guess, layout, steps)
+    xs = flip(xs) if reverse else xs
+    job = Job(f, layout, init, xs, steps, reverse, rtol, atol)
+    if automatic:
+        name = choose(steps, layout.size, layout.device.type, layout.samples).solver
+        if name != "sequential" and sweeps_serve(job):
+            chosen, solver = as_sweep(name, rtol, atol), name
+    if isinstance(chosen, Sequential) or steps * layout.size * layout.samples == 0:
+        if isinstance(solver, Sequential):
+            rtol, atol = solver.rtol, solver.atol
+        return run_sequentially(job, rtol, atol, return_solution)
+    out, solution = run_in_parallel(job, solver, guess, max_steps, window, throw)
+    return (out, solution) if return_solution else out
+
+
+def _checked_length(xs, length):
+    found = {}
+    for path, x in pytree.tree_flatten_with_path(xs)[0]:
+        if x is None:
+            continue
+        name = f"xs{pytree.keystr(path)}"
+        if not isinstance(x, Tensor):
+            raise TypeError(f"`{name}` must be a tensor (T, B, ...), got {x!r}.")
+        if x.ndim == 0:
+            raise ValueError(
+                f"`{name}` is a scalar; every leaf of `xs` must have time as its first "
+                "axis."
+            )
+        found[name] = x.shape[0]
+    if len(set(found.values())) > 1:
+        listing = ", ".join(f"`{name}` has {count}" for name, count in found.items())
+        raise ValueError(f"The leaves of `xs` must have one length: {listing}.")
+    steps = next(iter(found.values()), None)
+    if length is None:
+        if steps is None:
+            raise ValueError("`length` is needed where there are no `xs`.")
+        return steps
+    try:
+        length = operator.index(length)
+    except TypeError as e:
+        raise TypeError(f"`length` must be an integer, got {length!r}.") from e
+    if length < 0:
+        raise ValueError(f"`length` must be non-negative, got {length}.")
+    if steps is not None and steps != length:
+        raise ValueError(
+            f"`length` is {length}, and the leaves of `xs` have {steps} as their first "
+            "axis."
+        )
+    return length
+
+
+def _checked_guess(guess, layout, length):
+    leaves, treedef = pytree.tree_flatten(guess)
+    if treedef != layout.treedef:
+        raise ValueError(
+            f"`guess` must have the structure of the carry, {layout.treedef}; got "
+            f"{treedef}."
+        )
+    for name, struct, x in zip(layout.names, layout.structs, leaves, strict=True):
+        if struct.dtype is None:
+            continue
+        if not isinstance(x, Tensor):
+            raise TypeError(f"`guess` must hold tensors, got {x!r} for `{name}`.")
+        expected = (length, *struct.shape)
+        if tuple(x.shape) != expected:
+            raise ValueError(
+                f"`guess` must have a leading axis of {length} over `{name}`: expected "
+                f"shape {expected}, got {tuple(x.shape)}."
+            )
+        if x.is_complex() and not struct.is_complex:
+            raise TypeError(f"`guess` is {Struct.of(x)} where `{name}` is {struct}.")
+    leaves = [
+        x.to(struct.dtype) if struct.is_float else x
+        for struct, x in zip(layout.structs, leaves, strict=True)
+    ]
+    return pytree.tree_unflatten(leaves, treedef)
