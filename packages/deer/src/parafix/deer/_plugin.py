@@ -53,49 +53,48 @@ _LINDELOF: Final = """\
 }"""
 
 
+# name -> (class, summary, papers)
+_SWEEPS: Final = {
+    "deer": (
+        "DEER",
+        "Newton for chains: full Jacobian blocks and one scan per sweep",
+        (_LIM,),
+    ),
+    "quasi-deer": (
+        "QuasiDEER",
+        "DEER with the diagonal of the Jacobian: a diagonal scan per sweep",
+        (_GONZALEZ,),
+    ),
+    "elk": (
+        "ELK",
+        "DEER in a trust region, by a Kalman filter",
+        (_GONZALEZ, _SARKKA),
+    ),
+    "quasi-elk": (
+        "QuasiELK",
+        "quasi-DEER in a trust region, by a diagonal Kalman filter",
+        (_GONZALEZ, _SARKKA),
+    ),
+    "picard": (
+        "Picard",
+        "cumulative sums, for steps that change the state by little",
+        (_LINDELOF,),
+    ),
+}
+
+
 @hookimpl
 def parafix_rootfinders() -> Iterator[Component]:
     for backend in ("jax", "torch"):
-        yield Component(
-            "rootfinder",
-            "deer",
-            backend,
-            f"parafix.deer.{backend}:DEER",
-            summary="Newton for chains: full Jacobian blocks and one scan per sweep",
-            cite=(_LIM,),
-        )
-    yield Component(
-        "rootfinder",
-        "quasi-deer",
-        "jax",
-        "parafix.deer.jax:QuasiDEER",
-        summary="DEER with the diagonal of the Jacobian: a diagonal scan per sweep",
-        cite=(_GONZALEZ,),
-    )
-    yield Component(
-        "rootfinder",
-        "elk",
-        "jax",
-        "parafix.deer.jax:ELK",
-        summary="DEER in a trust region, by a Kalman filter",
-        cite=(_GONZALEZ, _SARKKA),
-    )
-    yield Component(
-        "rootfinder",
-        "quasi-elk",
-        "jax",
-        "parafix.deer.jax:QuasiELK",
-        summary="quasi-DEER in a trust region, by a diagonal Kalman filter",
-        cite=(_GONZALEZ, _SARKKA),
-    )
-    yield Component(
-        "rootfinder",
-        "picard",
-        "jax",
-        "parafix.deer.jax:Picard",
-        summary="cumulative sums, for steps that change the state by little",
-        cite=(_LINDELOF,),
-    )
+        for name, (attribute, summary, cite) in _SWEEPS.items():
+            yield Component(
+                "rootfinder",
+                name,
+                backend,
+                f"parafix.deer.{backend}:{attribute}",
+                summary=summary,
+                cite=cite,
+            )
 
 
 @hookimpl

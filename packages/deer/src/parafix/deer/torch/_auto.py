@@ -1,5 +1,7 @@
 from typing import NamedTuple
 
+from parafix.core.torch import AbstractStructure, Dense
+
 
 # A dense sweep costs O(n^3) per time step on the way up of a parallel scan.
 _LARGEST_SIZE = 32
@@ -17,7 +19,13 @@ class Choice(NamedTuple):
     reason: str
 
 
-def choose(length: int, size: int, platform: str, samples: int = 1) -> Choice:
+def choose(
+    length: int,
+    size: int,
+    platform: str,
+    samples: int = 1,
+    structure: AbstractStructure | None = None,
+) -> Choice:
     """What `solver="auto"` takes for `length` steps of a state of `size` entries.
 
     **Arguments:**
@@ -27,6 +35,7 @@ def choose(length: int, size: int, platform: str, samples: int = 1) -> Choice:
         sample (a complex one counts twice).
     - `platform`: the type of the device: `"cpu"`, `"cuda"`, ...
     - `samples`: `B`.
+    - `structure`: of the Jacobian of a step; dense by default.
 
     **Returns:**
 
@@ -49,10 +58,12 @@ def choose(length: int, size: int, platform: str, samples: int = 1) -> Choice:
         return Choice(
             "sequential", f"{length} steps are too few (fewer than {_SHORTEST_LENGTH})"
         )
-    if size > _LARGEST_SIZE:
+    shape = (structure or Dense()).shape(size)
+    block = shape[-1] if len(shape) > 1 else 1
+    if block > _LARGEST_SIZE:
         return Choice(
             "sequential",
-            f"dense Jacobian blocks of {size} x {size} cost too much (more than "
+            f"dense Jacobian blocks of {block} x {block} cost too much (more than "
             f"{_LARGEST_SIZE} x {_LARGEST_SIZE})",
         )
     return Choice(
