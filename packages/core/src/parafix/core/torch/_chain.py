@@ -96,6 +96,11 @@ class Chain:
         return self.structure.num_entries(self.size)
 
     @property
+    def num_linear(self) -> int:
+        """How many pulls its Jacobian takes, at all times at once."""
+        return 0 if self.linearised else self.structure.num_linear(self.size)
+
+    @property
     def size(self) -> int:
         """`n`, the number of entries of a state."""
         return self.init.shape[1]

@@ -114,8 +114,8 @@ def solve_chain(
         z, report, error = adjoint.apply(task, guess)
     # What is not a sweep is a certificate, which takes the whole Jacobian.
     certificates = report.num_evals - report.num_steps
-    whole = problem.structure.num_linear(problem.size)
-    linear = report.num_steps * solver.num_linear(whole) + certificates * whole
+    linear = report.num_steps * solver.num_linear(problem.num_linear)
+    linear = linear + certificates * problem.num_linear
     return _solution(problem, z.to(init.dtype), report, error, linear, growth)
 
 
@@ -181,7 +181,7 @@ def assess(
             )
             residual, error = certificate.residual, certificate.error.value
             growth = lyapunov_exponent(fixed, states, prefix)
-            products = problem.structure.num_linear(problem.size)
+            products = problem.num_linear
         bad = prefix < problem.length
         report = Report(
             torch.where(bad, RESULTS.nonfinite, RESULTS.successful),
