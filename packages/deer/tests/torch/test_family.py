@@ -405,6 +405,32 @@ class TestNeverAFalseSuccess:
             assert "amplifies errors by about" in solution.message()
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_neighbours_change_no_bit(name):
+    def f(z, x):
+        z = torch.tanh(z @ HEAVY.T * x[:, :1] + x)
+        return z, z
+
+    calm = torch.arange(180.0, dtype=DOUBLE).sin().reshape(60, 1, 3) / 500
+    others = [calm, 1000 * calm, torch.full_like(calm, torch.nan)]
+
+    def first(other):
+        (_, ys), solution = scan(
+            f,
+            torch.zeros(2, 3, dtype=DOUBLE),
+            torch.cat([calm, other], 1),
+            solver=name,
+            throw=False,
+            return_solution=True,
+        )
+        assert solution.result[0] == RESULTS.successful
+        return ys[:, 0], {key: x[0] for key, x in solution.stats.items()}
+
+    expected, *found = map(first, others)
+    for each in found:
+        assert_identical(each, expected)
+
+
 class TestLyapunovExponent:
     def exponent(self, f, init, length, **options):
         _, solution = scan(

@@ -412,4 +412,8 @@ def test_the_automatic_choice_looks_at_blocks():
     assert choose(10_000, 256, "cuda", 1, Diagonal()).solver == "deer"
     assert choose(10_000, 256, "cuda", 1, Blocks(16)).solver == "deer"
     assert choose(10_000, 256, "cuda", 1, Blocks(64)).solver == "sequential"
+    assert choose(10_000, 64, "cpu", 1).solver == "sequential"
+    assert choose(10_000, 64, "cpu", 1, Diagonal()).solver == "deer"
+    assert choose(10_000, 64, "cpu", 1, Blocks(2)).solver == "sequential"
+    assert choose(10_000, 64, "cpu", 8, Diagonal()).solver == "sequential"
     assert "64 x 64" in choose(10_000, 256, "cuda", 1, Blocks(64)).reason
