@@ -46,7 +46,12 @@ ONLY_TORCH = {
 }
 
 # Of what both have: parameters that only one has, and other defaults.
+KEYED = "PyTorch draws from its generator"
 ONLY_JAX_PARAMETERS = {
+    ("DiagonalGRUCell", "key"): KEYED,
+    ("DiagonalLSTMCell", "key"): KEYED,
+    ("LEMCell", "key"): KEYED,
+    ("MultiHeadGRUCell", "key"): KEYED,
     ("SequentialScan", "unroll"): "a loop in Python has nothing to unroll",
     ("scan", "unroll"): "the same",
 }
@@ -54,6 +59,7 @@ ONLY_TORCH_PARAMETERS = {
     ("Chain", "broadcasts"): "in JAX a step is for one sample, under jax.vmap",
     ("Chain", "linearised"): "JAX linearises every step by itself",
     ("UnrolledAdjoint", "checkpoint"): "JAX always does: steps are of a bounded loop",
+    ("solve_chain", "growth"): "JAX drops what nobody looks at",
     ("choose", "samples"): "a batch is invisible under jax.vmap",
 }
 OTHER_DEFAULT = {
