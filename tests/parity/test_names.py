@@ -46,16 +46,14 @@ ONLY_TORCH = {
 }
 
 # Of what both have: parameters that only one has, and other defaults.
-KEYED = "PyTorch draws from its generator"
+CELLS = ("DiagonalGRUCell", "DiagonalLSTMCell", "LEMCell", "MultiHeadGRUCell")
 ONLY_JAX_PARAMETERS = {
-    ("DiagonalGRUCell", "key"): KEYED,
-    ("DiagonalLSTMCell", "key"): KEYED,
-    ("LEMCell", "key"): KEYED,
-    ("MultiHeadGRUCell", "key"): KEYED,
+    **{(cell, "key"): "PyTorch has a generator of its own" for cell in CELLS},
     ("SequentialScan", "unroll"): "a loop in Python has nothing to unroll",
     ("scan", "unroll"): "the same",
 }
 ONLY_TORCH_PARAMETERS = {
+    **{(cell, "device"): "as every module of torch.nn" for cell in CELLS},
     ("Chain", "broadcasts"): "in JAX a step is for one sample, under jax.vmap",
     ("Chain", "linearised"): "JAX linearises every step by itself",
     ("UnrolledAdjoint", "checkpoint"): "JAX always does: steps are of a bounded loop",
