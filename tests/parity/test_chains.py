@@ -15,7 +15,7 @@ import parafix.deer.torch as deer_torch
 LENGTH, SAMPLES, SIZE, INPUTS = 40, 3, 4, 2
 TOLERANCES = {"float32": 1e-5, "float64": 1e-10}
 COUNTS = ("num_steps", "num_evals", "num_linear", "converged_prefix")
-STATS = {*COUNTS, "residual", "error_estimate"}
+STATS = {*COUNTS, "residual", "error_estimate", "lyapunov_exponent"}
 
 
 def numbers(dtype):
@@ -66,7 +66,7 @@ def solve_in_torch(step, arrays, about=(), **options):
         len(arrays["xs"]),
         **dict(about),
     )
-    return in_torch.solve_chain(problem, throw=False, **options)
+    return in_torch.solve_chain(problem, throw=False, growth=True, **options)
 
 
 def by_jax(step, arrays, **options):

@@ -46,14 +46,18 @@ ONLY_TORCH = {
 }
 
 # Of what both have: parameters that only one has, and other defaults.
+CELLS = ("DiagonalGRUCell", "DiagonalLSTMCell", "LEMCell", "MultiHeadGRUCell")
 ONLY_JAX_PARAMETERS = {
+    **{(cell, "key"): "PyTorch has a generator of its own" for cell in CELLS},
     ("SequentialScan", "unroll"): "a loop in Python has nothing to unroll",
     ("scan", "unroll"): "the same",
 }
 ONLY_TORCH_PARAMETERS = {
+    **{(cell, "device"): "as every module of torch.nn" for cell in CELLS},
     ("Chain", "broadcasts"): "in JAX a step is for one sample, under jax.vmap",
     ("Chain", "linearised"): "JAX linearises every step by itself",
     ("UnrolledAdjoint", "checkpoint"): "JAX always does: steps are of a bounded loop",
+    ("solve_chain", "growth"): "JAX drops what nobody looks at",
     ("choose", "samples"): "a batch is invisible under jax.vmap",
 }
 OTHER_DEFAULT = {

@@ -100,7 +100,9 @@ class TestSolvers:
         with pytest.raises(TypeError, match="positional"):
             scan(cell, INIT, XS, 5, False, 1, "deer")
 
-    @pytest.mark.parametrize("solver", [3, None, DEER, object()], ids=str)
+    @pytest.mark.parametrize(
+        "solver", [3, None, DEER, object()], ids=["number", "None", "class", "object"]
+    )
     def test_something_that_is_no_solver(self, solver):
         assert "solver" in message_of(TypeError, cell, INIT, XS, solver=solver)
 

@@ -3,7 +3,23 @@ import parafix.deer.jax
 
 
 def test_names():
-    assert parafix.deer.jax.__all__ == ["DEER", "Choice", "choose", "scan"]
+    assert parafix.deer.jax.__all__ == [
+        "DEER",
+        "ELK",
+        "AdaptiveDamping",
+        "Choice",
+        "DiagonalGRUCell",
+        "DiagonalLSTMCell",
+        "LEMCell",
+        "MultiHeadGRUCell",
+        "Picard",
+        "QuasiDEER",
+        "QuasiELK",
+        "TrustRegion",
+        "check_structure",
+        "choose",
+        "scan",
+    ]
 
 
 def test_names_exist_and_are_documented():

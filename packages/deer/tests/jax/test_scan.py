@@ -429,6 +429,7 @@ class TestStatistics:
         "residual",
         "converged_prefix",
         "error_estimate",
+        "lyapunov_exponent",
     }
 
     @pytest.mark.parametrize(

@@ -7,8 +7,8 @@ import torch
 from torch.utils import _pytree as pytree
 
 from parafix.core.testing.torch import assert_close, gru, logistic, reference_scan
-from parafix.core.torch import RESULTS
-from parafix.deer.torch import choose, scan
+from parafix.core.torch import Diagonal, RESULTS
+from parafix.deer.torch import choose, DiagonalGRUCell, scan
 
 
 pytestmark = pytest.mark.gpu
@@ -29,7 +29,9 @@ def outputs_and_gradient(use, recurrence):
     return [x.detach().cpu().double() for x in (ys, *gradient)]
 
 
-@pytest.mark.parametrize("solver", ["auto", "deer", "jacobi", "sequential"])
+@pytest.mark.parametrize(
+    "solver", ["auto", "deer", "elk", "jacobi", "quasi-deer", "quasi-elk", "sequential"]
+)
 @pytest.mark.parametrize("window", [None, 300])
 def test_scan_and_its_gradient(solver, window):
     recurrence = gru(0, 1000, size=4, samples=3)
@@ -47,6 +49,24 @@ def test_scan_and_its_gradient(solver, window):
         for name in ("params", "init", "xs")
     }
     found = outputs_and_gradient(use, dataclasses.replace(recurrence, **moved))
+    assert_close(found, expected, 1e-3)
+
+
+@pytest.mark.parametrize("declared", [None, Diagonal()])
+def test_a_diagonal_cell(declared):
+    torch.manual_seed(0)
+    cell, xs = DiagonalGRUCell(3, 32, dtype=torch.float64), torch.randn(1000, 2, 3)
+
+    def gradient(cell, xs, **options):
+        _, ys = scan(cell, cell.initial(2), xs, **options)
+        found = torch.autograd.grad((ys**2).sum(), list(cell.parameters()))
+        return [x.detach().cpu().double() for x in (ys, *found)]
+
+    expected = gradient(cell, xs.double(), solver="sequential")
+    # By its formula, and by pulls.
+    found = gradient(
+        cell.to("cuda").float(), xs.cuda(), solver="deer", structure=declared
+    )
     assert_close(found, expected, 1e-3)
 
 

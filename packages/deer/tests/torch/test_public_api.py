@@ -1,3 +1,6 @@
+import ast
+import importlib.resources
+
 import parafix.core
 import parafix.deer.torch
 
@@ -5,12 +8,23 @@ import parafix.deer.torch
 def test_names():
     assert parafix.deer.torch.__all__ == [
         "DEER",
+        "ELK",
         "GRU",
         "LSTM",
         "RNN",
+        "AdaptiveDamping",
         "Choice",
+        "DiagonalGRUCell",
+        "DiagonalLSTMCell",
+        "LEMCell",
         "LayerChoice",
         "LayerInfo",
+        "MultiHeadGRUCell",
+        "Picard",
+        "QuasiDEER",
+        "QuasiELK",
+        "TrustRegion",
+        "check_structure",
         "choose",
         "choose_layer",
         "scan",
@@ -24,8 +38,24 @@ def test_names_exist_and_are_documented():
         assert value.__module__.startswith("parafix.deer.torch."), name
 
 
-def test_deer_is_registered():
-    assert (
-        parafix.core.get("rootfinder", "deer", backend="torch")
-        is parafix.deer.torch.DEER
+def test_the_solvers_are_registered():
+    solvers = {
+        "deer": parafix.deer.torch.DEER,
+        "elk": parafix.deer.torch.ELK,
+        "picard": parafix.deer.torch.Picard,
+        "quasi-deer": parafix.deer.torch.QuasiDEER,
+        "quasi-elk": parafix.deer.torch.QuasiELK,
+    }
+    for name, solver in solvers.items():
+        assert parafix.core.get("rootfinder", name, backend="torch") is solver
+
+
+def test_names_are_those_of_the_other_half():
+    # Read, not imported: JAX is not installed where this runs.
+    source = importlib.resources.files("parafix.deer") / "jax" / "__init__.py"
+    (names,) = (
+        ast.literal_eval(node.value)
+        for node in ast.parse(source.read_text("utf-8")).body
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__"
     )
+    assert set(names) <= set(parafix.deer.torch.__all__)

@@ -49,10 +49,23 @@ SENTENCES: Final[dict[str, str]] = {
 _BY_CODE: Final = tuple(SENTENCES.values())
 
 
-def sentence(code: int, position: int | None = None, leaf: str = "") -> str:
-    """The sentence of a code, with its place if there is one."""
+# How a chain ended that the growth of errors has to do with.
+_GROWING: Final = ("max_steps_reached", "stalled", "ill_conditioned")
+
+
+def sentence(
+    code: int, position: int | None = None, leaf: str = "", growth: float | None = None
+) -> str:
+    """The sentence of a code, with its place if there is one.
+
+    `growth` is the factor by which errors grow in every step, if that is known: said
+    where the recurrence amplifies them, and the code may be due to it.
+    """
+    text = _BY_CODE[code]
+    growing = list(SENTENCES)[code] in _GROWING
+    if growing and growth is not None and 1 < growth < float("inf"):
+        text += f" The recurrence amplifies errors by about {growth:.3g} per step."
     if position is None:
-        return _BY_CODE[code]
+        return text
     where = f" First bad position: {position}"
-    where += f", leaf {leaf}." if leaf else "."
-    return _BY_CODE[code] + where
+    return text + where + (f", leaf {leaf}." if leaf else ".")

@@ -15,8 +15,11 @@ from ._check import (
     checked_tolerance as checked_tolerance,
     default_tolerance as default_tolerance,
 )
+from ._check_structure import check_structure as check_structure
+from ._damping import AbstractDamping as AbstractDamping
 from ._dense import fixed_point as fixed_point, root_find as root_find
 from ._iteration import AbstractIteration as AbstractIteration
+from ._jacobi import Jacobi as Jacobi
 from ._linear import GMRES as GMRES
 from ._result import RESULTS as RESULTS
 from ._rootfinders import (
@@ -37,23 +40,38 @@ from ._scan import (
 from ._solution import Solution as Solution
 from ._solve_chain import assess as assess, solve_chain as solve_chain
 from ._solver import as_sweep as as_sweep, Sequential as Sequential
-from ._sweep import AbstractSweep as AbstractSweep, Jacobi as Jacobi
+from ._structure import (
+    AbstractStructure as AbstractStructure,
+    Blocks as Blocks,
+    Custom as Custom,
+    Dense as Dense,
+    Diagonal as Diagonal,
+    structure_of as structure_of,
+    Structured as Structured,
+)
+from ._sweep import AbstractSweep as AbstractSweep
 
 
 __all__ = [
     "GMRES",
     "RESULTS",
+    "AbstractDamping",
     "AbstractDenseTangent",
     "AbstractFusedScan",
     "AbstractIteration",
     "AbstractScan",
+    "AbstractStructure",
     "AbstractSweep",
     "Anderson",
     "AssociativeScan",
     "BlockedScan",
+    "Blocks",
     "Broyden",
     "Chain",
     "ChainAdjoint",
+    "Custom",
+    "Dense",
+    "Diagonal",
     "FixedPoint",
     "ImplicitAdjoint",
     "Jacobi",
@@ -65,11 +83,13 @@ __all__ = [
     "Sequential",
     "SequentialScan",
     "Solution",
+    "Structured",
     "TritonScan",
     "UnrolledAdjoint",
     "affine_scan",
     "as_sweep",
     "assess",
+    "check_structure",
     "checked_count",
     "checked_tolerance",
     "default_tolerance",
@@ -77,4 +97,5 @@ __all__ = [
     "jacobian",
     "root_find",
     "solve_chain",
+    "structure_of",
 ]

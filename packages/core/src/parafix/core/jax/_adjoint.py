@@ -12,7 +12,6 @@ import optimistix as optx
 from jax import lax
 from jaxtyping import PyTree
 
-from ._affine_scan import affine_scan
 from ._chain import Chain, chunk_size, jacobian, scan_chunks
 from ._check import checked_count
 from ._custom_types import State, States
@@ -143,7 +142,7 @@ def _tangent(
         else:
             b = jnp.zeros_like(lag)
         _, a = jax.vmap(lambda z, x: jacobian(problem.step, z, x))(lag, xs)
-        t_z = affine_scan(a, b, last, scan=adjoint.scan)
+        t_z = problem.structure.solve(a, b, last, adjoint.scan)
         return t_z[-1], t_z
 
     last = jnp.zeros_like(problem.init) if t_problem.init is None else t_problem.init
@@ -152,7 +151,7 @@ def _tangent(
         last,
         (problem.lag(z), problem.xs, t_problem.xs),
         problem.length,
-        chunk_size(adjoint.chunk, problem.length, problem.size),
+        chunk_size(adjoint.chunk, problem.length, problem.num_entries),
     )
     return t_z
 

@@ -10,7 +10,6 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
 
-from ._affine_scan import affine_scan
 from ._chain import Chain, chunk_size, jacobian, scan_chunks
 from ._custom_types import BoolScalar, FloatScalar, IntScalar, State, States
 from ._measure import first, max_abs, ratio, rounded_throughout, tolerance
@@ -96,7 +95,8 @@ def certify(
         part = Part(z, r, tol, index)
         new = _carry_rounding(problem, scan, sofar, part, a)
         a = jnp.where(jnp.isfinite(a), a, 0)
-        d = propagate(scan, a, r, sofar.error.step, _fresh(sofar, index))
+        fresh = _fresh(sofar, index)
+        d = propagate(problem, scan, a, r, sofar.error.step, fresh)
         distance = ratio(d, tol + 10 * new.error.error)
         near = first(~(jnp.abs(distance) <= 1), index, length)
         return (
@@ -118,7 +118,7 @@ def certify(
         Certificate.start(problem, error),
         (problem.lag(z), z, problem.xs, jnp.arange(length)),
         length,
-        chunk_size(chunk, length, problem.size),
+        chunk_size(chunk, length, problem.num_entries),
     )
     return certificate
 
@@ -138,7 +138,7 @@ def vouch(
     sofar: Certificate,
     part: Part,
     d: States,
-    blocks: Callable[[], Float[Array, "T n n"]],
+    blocks: Callable[[], Float[Array, "T ..."]],
     within: BoolScalar,
 ) -> Certificate:
     """Takes the certificate of an iterate of Newton's method over the next chunk.
@@ -182,7 +182,7 @@ def _carry_rounding(problem, scan, sofar, part, a):
     eps = jnp.asarray(problem.eps, z.dtype)[None]
     position = problem.offset + problem.stride * index
     rounding = eps * z * _signs(position, problem.size).astype(z.dtype)
-    e = propagate(scan, a, rounding, sofar.error.last, _fresh(sofar, index))
+    e = propagate(problem, scan, a, rounding, sofar.error.last, _fresh(sofar, index))
     lost = first(~(jnp.abs(e) <= tol), index, length)
     new = (lost < length) & (sofar.prefix == length)
     entry = _worst(e[jnp.minimum(lost - index[0], e.shape[0] - 1)])
@@ -207,11 +207,16 @@ def _fresh(sofar, index):
     return jnp.where(sofar.error.last.any() | sofar.error.step.any(), -1, index)
 
 
-def propagate(scan, a, b, last, index):
+def propagate(problem, scan, a, b, last, index):
     """`d_t = a_t d_{t-1} + b_t` from `last`, and from zero where `index` is zero."""
+    return problem.structure.solve(opened(a, index), b, last, scan)
+
+
+def opened(a, index):
+    """`a`, and zero where `index` is zero."""
     start = (index == 0).reshape(-1, *(1,) * (a.ndim - 1))
     # Nothing precedes the first time; masking keeps a NaN there from `NaN * 0`.
-    return affine_scan(jnp.where(start, 0, a), b, last, scan=scan)
+    return jnp.where(start, 0, a)
 
 
 def _signs(position, size):

@@ -9,6 +9,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int, PyTree, Shaped
 
 from ._custom_types import State, States
+from ._structure import AbstractStructure, structure_of
 
 
 _Carry = TypeVar("_Carry")
@@ -66,6 +67,16 @@ class Chain(eqx.Module):
         return True
 
     @property
+    def structure(self) -> AbstractStructure:
+        """What the step declares of its Jacobian, as its attribute `structure`."""
+        return structure_of(self.step)
+
+    @property
+    def num_entries(self) -> int:
+        """How many numbers its Jacobian holds, at every time."""
+        return self.structure.num_entries(self.size)
+
+    @property
     def size(self) -> int:
         """`n`, the number of entries of a state."""
         return self.init.shape[0]
@@ -81,7 +92,9 @@ class Chain(eqx.Module):
 
 Chain.__init__.__doc__ = """**Arguments:**
 
-- `step`: maps a state `(n,)` and one slice of `xs` to the next state `(n,)`.
+- `step`: maps a state `(n,)` and one slice of `xs` to the next state `(n,)`. What is
+    known of its Jacobian it may declare as an attribute `structure`:
+    [`parafix.core.jax.Structured`][] gives it one.
 - `init`: shape `(n,)`, real floats: the state before the first step.
 - `xs`: a pytree of arrays with `length` as their first axis; `None` if `step` takes no
     input.
@@ -94,12 +107,12 @@ Chain.__init__.__doc__ = """**Arguments:**
 
 def jacobian(
     step: Callable[[State, Any], State], z: State, x: Any
-) -> tuple[State, Float[Array, "n n"]]:
-    """`step(z, x)` and its Jacobian in `z`: one linearisation, `n` tangents."""
-    f, tangent = jax.linearize(lambda z: step(z, x), z)
-    # The unit vectors are the same at all times, so under `vmap` over time they are not
-    # batched and their products with the linearisation are shared.
-    return f, jax.vmap(tangent, out_axes=1)(jnp.eye(z.size, dtype=z.dtype))
+) -> tuple[State, Float[Array, "..."]]:
+    """`step(z, x)` and its Jacobian in `z`, in the form of the structure of `step`.
+
+    Where `step` declares none: `(n, n)`, by one linearisation and `n` tangents.
+    """
+    return structure_of(step).jacobian(step, z, x)
 
 
 def scan_chunks(
@@ -131,8 +144,8 @@ def scan_chunks(
     return carry, out
 
 
-def chunk_size(chunk: int | None, length: int, size: int) -> int:
-    """How many steps to hold Jacobian blocks for; `None` decides.
+def chunk_size(chunk: int | None, length: int, entries: int) -> int:
+    """How many steps to hold Jacobians of `entries` numbers for; `None` decides.
 
     On a CPU blocks that leave the cache, or need fresh pages, cost more than forming
     them. Elsewhere a loop over chunks would serialise the scan. Either way the numbers
@@ -140,6 +153,6 @@ def chunk_size(chunk: int | None, length: int, size: int) -> int:
     """
     if chunk is not None:
         return max(1, min(chunk, length))
-    if jax.default_backend() != "cpu" or size < 8:
+    if jax.default_backend() != "cpu" or entries < 64:
         return max(1, length)
-    return max(1, min(length, 1000, 2**19 // size**2))
+    return max(1, min(length, 1000, 2**19 // entries))

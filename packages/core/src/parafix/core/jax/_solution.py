@@ -1,3 +1,4 @@
+import math
 from typing import Any, Generic, TypeVar
 
 import equinox as eqx
@@ -27,7 +28,8 @@ class Solution(eqx.Module, Generic[_Value]):
         and for chains `converged_prefix` (how many entries from the start are right to
         within tolerance) and `error_estimate` (how far rounding may have carried
         `value` from what another order of the same operations gives, relative to the
-        largest entry).
+        largest entry) and `lyapunov_exponent` (an error grows by about `exp` of it in
+        every step of that prefix; negative for a chain that forgets).
     """
 
     value: _Value
@@ -48,7 +50,11 @@ class Solution(eqx.Module, Generic[_Value]):
             return ""
         leaf = self.leaves[int(_item(self.leaf))] if self.leaves else ""
         position = None if self.position is None else int(_item(self.position))
-        return sentence(code, position, leaf)
+        growth = None
+        if "lyapunov_exponent" in self.stats:
+            exponent = float(_item(self.stats["lyapunov_exponent"]))
+            growth = math.exp(min(exponent, 700.0))
+        return sentence(code, position, leaf, growth)
 
 
 def _item(x: Any) -> Any:

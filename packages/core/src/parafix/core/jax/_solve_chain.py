@@ -11,11 +11,14 @@ from ._adjoint import as_adjoint, ChainAdjoint, ImplicitAdjoint, Loop
 from ._certificate import certify, ErrorEstimate, worst_entry
 from ._chain import Chain, chunk_size, scan_chunks
 from ._check import checked_count, checked_tolerance
+from ._check_structure import verified
 from ._custom_types import FloatScalar, IntScalar, States
+from ._growth import lyapunov_exponent
 from ._measure import max_residual
 from ._result import leaf_of, RESULTS
 from ._solution import Solution
 from ._solver import as_sweep, Sequential
+from ._structure import closed
 from ._sweep import AbstractSweep
 
 
@@ -84,8 +87,8 @@ def solve_chain(
         return _empty_solution(problem)
     # What the step closes over becomes part of the problem, where the adjoint sees it.
     first = jax.tree.map(lambda x: x[0], problem.xs)
-    step = eqx.filter_closure_convert(problem.step, problem.init, first)
-    problem = eqx.tree_at(lambda p: p.step, problem, step)
+    step = closed(problem.step, problem.init, first)
+    problem = verified(eqx.tree_at(lambda p: p.step, problem, step))
     if isinstance(solver, Sequential):
         return _solve_sequentially(problem, solver)
     window = length if window is None else min(window, length)
@@ -93,7 +96,7 @@ def solve_chain(
         adjoint = ChainAdjoint()
     if isinstance(adjoint, ChainAdjoint) and adjoint.chunk is None:
         # So that a window bounds the memory of the gradient, too.
-        chunk = min(window, chunk_size(None, length, size))
+        chunk = min(window, chunk_size(None, length, problem.num_entries))
         adjoint = dataclasses.replace(adjoint, chunk=chunk)
     return _solve_in_parallel(problem, solver, guess, adjoint, max_steps, window, throw)
 
@@ -133,11 +136,13 @@ def assess(
             fixed, fixed_z, ErrorEstimate.zero(fixed.init), rtol, atol
         )
         residual, error = certificate.residual, certificate.error.value
-        products = problem.size
+        growth = lyapunov_exponent(fixed, fixed_z, prefix)
+        products = problem.structure.num_linear(problem.size)
     else:
         # Only what needs no derivative can be said.
         residual = max_residual(fixed(fixed_z), fixed_z, rtol, atol)
-        error, products = jnp.full((), jnp.nan, z.dtype), 0
+        error = growth = jnp.full((), jnp.nan, z.dtype)
+        products = 0
     summary = _Summary(
         RESULTS.where(bad.any(), RESULTS.nonfinite, RESULTS.successful),
         prefix,
@@ -146,7 +151,7 @@ def assess(
         residual,
         worst_entry(fixed, fixed_z, prefix),
     )
-    return _solution(problem, z, summary, error, jnp.array(products))
+    return _solution(problem, z, summary, error, jnp.array(products), growth)
 
 
 def _default_tolerance(problem):
@@ -171,6 +176,7 @@ def _empty_solution(problem):
         summary,
         jnp.zeros((), problem.init.dtype),
         none,
+        jnp.full((), jnp.nan, problem.init.dtype),
     )
 
 
@@ -202,9 +208,12 @@ def _solve_in_parallel(problem, solver, guess, adjoint, max_steps, window, throw
     )
     # What is not a sweep is a certificate, which takes the whole Jacobian.
     certificates = summary.num_evals - summary.num_steps
-    linear = summary.num_steps * solver.num_linear(problem.size)
-    linear = linear + certificates * problem.size
-    return _solution(problem, z, summary, error.value, linear)
+    whole = problem.structure.num_linear(problem.size)
+    linear = summary.num_steps * solver.num_linear(whole) + certificates * whole
+    # Nobody else needs it: it costs those who look at it.
+    chunk = chunk_size(solver.chunk, problem.length, problem.num_entries)
+    growth = lyapunov_exponent(problem, z, summary.prefix, min(window, chunk))
+    return _solution(problem, z, summary, error.value, linear, growth)
 
 
 def _fn(z, problem):
@@ -281,7 +290,7 @@ def _solve_sequentially(problem, solver):
     return assess(problem, z, rtol=solver.rtol, atol=solver.atol)
 
 
-def _solution(problem, z, summary, error, num_linear):
+def _solution(problem, z, summary, error, num_linear, growth):
     return Solution(
         value=z,
         result=summary.result,
@@ -292,6 +301,7 @@ def _solution(problem, z, summary, error, num_linear):
             "residual": summary.residual,
             "converged_prefix": summary.prefix,
             "error_estimate": error,
+            "lyapunov_exponent": growth,
         },
         position=problem.offset + problem.stride * summary.prefix,
         leaf=leaf_of(summary.entry, problem.leaves),

@@ -4,37 +4,21 @@ from typing import Any, ClassVar
 
 import equinox as eqx
 import equinox.internal as eqxi
-import jax
 import jax.numpy as jnp
 import optimistix as optx
 from equinox import AbstractVar
 from jax import lax
 from jaxtyping import Array, ArrayLike, Float
 
-from ._certificate import (
-    Certificate,
-    certify,
-    Part,
-    propagate,
-    vouch,
-    where,
-    worst_entry,
-)
-from ._chain import Chain, chunk_size, scan_chunks
+from ._certificate import Certificate, certify, where, worst_entry
+from ._chain import Chain
 from ._check import checked_count, checked_tolerance
-from ._custom_types import BoolScalar, IntScalar, State
-from ._measure import first, max_residual, tolerance
+from ._custom_types import State
+from ._growth import lyapunov_exponent
+from ._measure import max_residual
 from ._result import fail_if, leaf_of, RESULTS
 from ._scan import AbstractScan
-
-
-class _SweepState(eqx.Module):
-    # All about the iterate that entered the last sweep.
-    prefix: IntScalar
-    nonfinite: BoolScalar
-    num_steps: IntScalar
-    # Of Newton's method, and once it has converged; otherwise of no meaning.
-    certificate: Certificate
+from ._update import advance, SweepState
 
 
 class AbstractSweep(optx.AbstractFixedPointSolver):
@@ -69,9 +53,12 @@ class AbstractSweep(optx.AbstractFixedPointSolver):
     atol: AbstractVar[ArrayLike]  # pyright: ignore[reportIncompatibleVariableOverride]
     scan: AbstractVar[str | AbstractScan]
     chunk: AbstractVar[int | None]
-    # Whether `transition` returns the whole Jacobian, at every iterate: an update is a
-    # Newton step then, and needs no other to vouch for it.
+    # Whether the `A_t` are the whole Jacobian, at every iterate: an update is a Newton
+    # step then, and needs no other to vouch for it.
     newton: ClassVar[bool] = False
+    # What holds the matrices back, if anything: an `AbstractDamping`. It has no
+    # annotation, so that a subclass may have a field of this name where it likes.
+    damping = None
 
     def __check_init__(self):
         checked_tolerance("rtol", self.rtol, None)
@@ -81,24 +68,30 @@ class AbstractSweep(optx.AbstractFixedPointSolver):
     @abc.abstractmethod
     def transition(
         self, step: Callable[[State, Any], State], z: State, x: Any
-    ) -> tuple[State, Float[Array, "n n"] | Float[Array, " n"] | None]:
+    ) -> tuple[State, Float[Array, "..."] | None]:
         """`step(z, x)` and the `A_t` that goes with it, at one time.
 
         **Arguments:**
 
-        - `step`: maps a state `(n,)` and an input to the next state `(n,)`.
+        - `step`: maps a state `(n,)` and an input to the next state `(n,)`;
+            [`parafix.core.jax.jacobian`][] gives its Jacobian.
         - `z`: shape `(n,)`, the state before this time in the current iterate.
         - `x`: the input at this time.
 
         **Returns:**
 
-        The next state `(n,)` and `A_t`: dense `(n, n)`, diagonal `(n,)`, or `None` for
-        zero.
+        The next state `(n,)` and `A_t`: dense `(n, n)`, diagonal `(n,)`, in the form of
+        the structure of `step`, or `None` for zero.
         """
 
     @abc.abstractmethod
     def num_linear(self, size: int) -> int:
-        """How many Jacobian-vector products `transition` takes for `size` entries."""
+        """How many Jacobian-vector products `transition` takes.
+
+        **Arguments:**
+
+        - `size`: how many a whole Jacobian takes: `n`, unless a structure is declared.
+        """
 
     @property
     def norm(self):  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -107,12 +100,14 @@ class AbstractSweep(optx.AbstractFixedPointSolver):
 
     def init(self, fn, y, args, options, f_struct, aux_struct, tags):
         del fn, y, args, f_struct, aux_struct, tags
-        certificate = Certificate.start(options["problem"], options["error"])
-        return _SweepState(jnp.array(0), jnp.array(False), jnp.array(0), certificate)
+        problem, none = options["problem"], jnp.array(0)
+        certificate = Certificate.start(problem, options["error"])
+        memory = None if self.damping is None else self.damping.init(problem.init)
+        return SweepState(none, jnp.array(False), none, certificate, memory)
 
     def step(self, fn, y, args, options, state, tags):
         del fn, args, tags
-        return *_advance(self, options["problem"], y, state, options), None
+        return *advance(self, options["problem"], y, state, options), None
 
     def terminate(self, fn, y, args, options, state, tags):
         del fn, args, options, tags
@@ -144,7 +139,12 @@ class AbstractSweep(optx.AbstractFixedPointSolver):
         if options["throw"]:
             # On a number that the states depend on: they would be copied.
             leaf = leaf_of(entry, problem.leaves)
-            end = fail_if(end, result, problem, prefix, leaf)
+            growth = lax.cond(
+                eqxi.unvmap_any(result != RESULTS.successful),
+                lambda: lyapunov_exponent(problem, y, prefix, self.chunk),
+                lambda: jnp.full((), jnp.nan, y.dtype),
+            )
+            end = fail_if(end, result, problem, prefix, leaf, growth)
         y = jnp.where((jnp.arange(length) >= end)[:, None], jnp.nan, y)
         stats = {
             "num_steps": state.num_steps,
@@ -156,38 +156,6 @@ class AbstractSweep(optx.AbstractFixedPointSolver):
             "result": result,
         }
         return y, aux, stats
-
-
-class Jacobi(AbstractSweep):
-    """Jacobi: `A_t = 0`, so `z' = f(z)`. No Jacobian and no scan.
-
-    A sweep is as cheap as it can be; the number of sweeps is the memory length of the
-    chain, whatever `T`.
-    """
-
-    rtol: ArrayLike
-    atol: ArrayLike
-    scan: str | AbstractScan = "auto"
-    chunk: int | None = None
-
-    def transition(self, step, z, x):
-        return step(z, x), None
-
-    def num_linear(self, size):
-        del size
-        return 0
-
-
-_sweep_arguments = """**Arguments:**
-
-- `rtol`, `atol`: relative and absolute tolerance: a state `z` is within tolerance if
-    the residual and the last update are at most `atol + rtol |z|`, entry by entry.
-- `scan`: an [`parafix.core.jax.AbstractScan`][] or a registered name, for the affine
-    recurrence inside a sweep; `"auto"` goes by the platform.
-- `chunk`: hold Jacobian blocks for this many times at once; `None` decides. It changes
-    memory and speed, and the numbers to rounding.
-"""
-Jacobi.__init__.__doc__ = _sweep_arguments
 
 
 def _converged(state, length):
@@ -253,7 +221,7 @@ def _refine(solver, problem, z, state, options, certified):
 
         def sweep(carry):
             z, state = carry
-            return _advance(tight, problem, z, state, options)
+            return advance(tight, problem, z, state, options)
 
         state = eqx.tree_at(lambda s: s.prefix, state, jnp.array(0))
         z, state = lax.while_loop(moving, sweep, (z, state))
@@ -262,71 +230,3 @@ def _refine(solver, problem, z, state, options, certified):
     carry = (z, state, certified(z), jnp.ones((), z.dtype), jnp.array(1))
     z, state, certificate, _, count = lax.while_loop(unfinished, body, carry)
     return z, state, certificate, count
-
-
-def _advance(solver, problem, z, state, options):
-    z, prefix, nonfinite, certificate = _sweep(solver, problem, z, options["error"])
-    return z, _SweepState(prefix, nonfinite, state.num_steps + 1, certificate)
-
-
-def _sweep(solver, problem, z, error):
-    """One sweep: the next iterate, and what is known of the entering one."""
-    length = problem.length
-    index = jnp.arange(length)
-    transitions = jax.vmap(lambda z, x: solver.transition(problem.step, z, x))
-
-    def body(carry, elements):
-        last, broken, prefix, bad, certificate = carry
-        lag, z, xs, index = elements
-        f, a = transitions(lag, xs)
-        # A product that ends `f` may be fused with the subtraction and not be rounded:
-        # then `f - z` is not zero where `z` is what `f` was before.
-        r = jnp.where(f == z, 0, f - z)
-        d = r if a is None else propagate(solver.scan, a, r, last, index)
-        new = f + (d - r)
-
-        broken = jnp.minimum(broken, _first_broken(new, d, a, index, length))
-        # (A sum of finite numbers may overflow by itself.)
-        quarantine = (index >= broken)[:, None] | ~jnp.isfinite(new)
-        new = jnp.where(quarantine, jnp.where(jnp.isfinite(f), f, z), new)
-        d = jnp.where(quarantine, new - z, d)
-        tol = tolerance(solver.rtol, solver.atol, z)
-        within = (jnp.abs(r) <= tol) & (jnp.abs(d) <= tol)
-        end = first(~within, index, length)
-        there = f[jnp.minimum(end - index[0], f.shape[0] - 1)]
-        bad = jnp.where(end < prefix, ~jnp.isfinite(there).all(), bad)
-        prefix = jnp.minimum(prefix, end)
-        if solver.newton:
-            certificate = vouch(
-                problem,
-                solver.scan,
-                certificate,
-                Part(z, r, tol, index),
-                d,
-                lambda: transitions(lag, xs)[1],
-                prefix == length,
-            )
-        return (d[-1], broken, prefix, bad, certificate), new
-
-    zero, end = jnp.zeros_like(problem.init), jnp.array(length)
-    carry = (zero, end, end, jnp.array(False), Certificate.start(problem, error))
-    (_, _, prefix, nonfinite, certificate), new = scan_chunks(
-        body,
-        carry,
-        (problem.lag(z), z, problem.xs, index),
-        length,
-        chunk_size(solver.chunk, length, problem.size),
-    )
-    return new, prefix, nonfinite, certificate
-
-
-def _first_broken(new, d, a, index, length):
-    """The first of the times `index` at which `new` is not finite."""
-    if a is None:
-        return first(~jnp.isfinite(new), index, length)
-    # What is not finite stays so until the end of a scan, and shows there.
-    return lax.cond(
-        eqxi.unvmap_any(~jnp.isfinite(d[-1]).all()),
-        lambda: first(~jnp.isfinite(new), index, length),
-        lambda: jnp.array(length),
-    )

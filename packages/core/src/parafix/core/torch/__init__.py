@@ -16,8 +16,11 @@ from ._check import (
     checked_tolerance as checked_tolerance,
     default_tolerance as default_tolerance,
 )
+from ._check_structure import check_structure as check_structure
+from ._damping import AbstractDamping as AbstractDamping
 from ._dense import fixed_point as fixed_point, root_find as root_find
 from ._iteration import AbstractIteration as AbstractIteration
+from ._jacobi import Jacobi as Jacobi
 from ._linear import GMRES as GMRES, LU as LU
 from ._over_time import over_time as over_time
 from ._result import RESULTS as RESULTS
@@ -39,7 +42,16 @@ from ._scan import (
 from ._solution import Solution as Solution
 from ._solve_chain import assess as assess, solve_chain as solve_chain
 from ._solver import as_sweep as as_sweep, Sequential as Sequential
-from ._sweep import AbstractSweep as AbstractSweep, Jacobi as Jacobi
+from ._structure import (
+    AbstractStructure as AbstractStructure,
+    Blocks as Blocks,
+    Custom as Custom,
+    Dense as Dense,
+    Diagonal as Diagonal,
+    structure_of as structure_of,
+    Structured as Structured,
+)
+from ._sweep import AbstractSweep as AbstractSweep
 
 
 __all__ = [
@@ -47,17 +59,23 @@ __all__ = [
     "LU",
     "RESULTS",
     "AbstractAdjoint",
+    "AbstractDamping",
     "AbstractDenseTangent",
     "AbstractFusedScan",
     "AbstractIteration",
     "AbstractScan",
+    "AbstractStructure",
     "AbstractSweep",
     "Anderson",
     "AssociativeScan",
     "BlockedScan",
+    "Blocks",
     "Broyden",
     "Chain",
     "ChainAdjoint",
+    "Custom",
+    "Dense",
+    "Diagonal",
     "FixedPoint",
     "ImplicitAdjoint",
     "Jacobi",
@@ -69,11 +87,13 @@ __all__ = [
     "Sequential",
     "SequentialScan",
     "Solution",
+    "Structured",
     "TritonScan",
     "UnrolledAdjoint",
     "affine_scan",
     "as_sweep",
     "assess",
+    "check_structure",
     "checked_count",
     "checked_tolerance",
     "default_tolerance",
@@ -82,4 +102,5 @@ __all__ = [
     "over_time",
     "root_find",
     "solve_chain",
+    "structure_of",
 ]

@@ -9,7 +9,6 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
-from ._affine_scan import affine_scan
 from ._chain import Chain, chunk_size, chunks, jacobian, slices
 from ._measure import at, first, max_abs, ratio, rounded_throughout, tolerance
 from ._scan import AbstractScan
@@ -83,7 +82,8 @@ class Certificate:
 class Report(NamedTuple):
     """What is known of the solve of a chain; each of shape `(B,)`.
 
-    `entry` is the entry of a state that messages speak about.
+    `entry` is the entry of a state that messages speak about, `growth` the Lyapunov
+    exponent, NaN where nobody has asked for it.
     """
 
     result: Tensor
@@ -92,6 +92,7 @@ class Report(NamedTuple):
     num_evals: Tensor
     residual: Tensor
     entry: Tensor
+    growth: Tensor
 
 
 class Part(NamedTuple):
@@ -118,8 +119,9 @@ def certify(
     that of what precedes the chain. Carries no derivative.
     """
     sofar = Certificate.start(problem, error)
-    lag = problem.lag(z)
-    for begin, end in chunks(problem.length, chunk_size(chunk, z)):
+    lag, structure = problem.lag(z), problem.structure
+    chunk = chunk_size(chunk, z, problem.num_entries)
+    for begin, end in chunks(problem.length, chunk):
         part_z = z[begin:end]
         xs = slices(problem.xs, begin, end)
         f, a = jacobian(problem.at_all_times, lag[begin:end], xs)
@@ -129,7 +131,7 @@ def certify(
         # A derivative that is not finite says nothing about rounding.
         a = torch.where(torch.isfinite(a), a, 0)
         new = _carry_rounding(problem, scan, sofar, part, a)
-        d = affine_scan(a, r, sofar.error.step, scan=scan)
+        d = structure.solve(a, r, sofar.error.step, scan)
         distance = ratio(d, tol + 10 * new.error.error[:, None])
         near = first(~(distance.abs() <= 1), begin, problem.length)
         sofar = dataclasses.replace(
@@ -184,7 +186,7 @@ def _carry_rounding(problem, scan, sofar, part, a):
     """Takes the estimate of the error over the next times; `a` is finite."""
     begin, z, _, tol = part
     rounding = problem.eps * z * _signs(problem, part)
-    e = affine_scan(a, rounding, sofar.error.last, scan=scan)
+    e = problem.structure.solve(a, rounding, sofar.error.last, scan)
     lost = first(~(e.abs() <= tol), begin, problem.length)
     new = (lost < problem.length) & (sofar.prefix == problem.length)
     error = ErrorEstimate(
@@ -221,6 +223,11 @@ def worst(x: Tensor) -> Tensor:
 
 def where(pred: Tensor, x: _T, y: _T) -> _T:
     """`x` for the samples for which `pred` is true, and `y` for the others."""
+    if x is None:
+        return y
+    if isinstance(x, tuple) and isinstance(y, tuple):
+        each = (where(pred, *pair) for pair in zip(x, y, strict=True))
+        return tuple(each)  # pyright: ignore[reportReturnType]
     if isinstance(x, Tensor) and isinstance(y, Tensor):
         pred = pred.reshape(-1, *(1,) * (x.ndim - 1))
         return torch.where(pred, x, y)  # pyright: ignore[reportReturnType]

@@ -7,14 +7,15 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from ._calculus import alias, grads, under_transforms
 from ._over_time import over_time
+from ._structure import AbstractStructure, Custom, structure_of
 
 
 # One time: (B, n). All times, or some: (T, B, n).
 State = Float[Tensor, "B n"]
 States = Float[Tensor, "T B n"]
-Blocks = Float[Tensor, "T B n n"]
+# In the form of the structure of a step.
+Matrices = Float[Tensor, "T B ..."]
 
 
 class Leaf(NamedTuple):
@@ -37,7 +38,9 @@ class Chain:
 
     - `step`: maps states `(B, n)` and one slice of `xs` to the next states `(B, n)`.
         It must be deterministic. For all times at once it is run under
-        `torch.func.vmap`, so that it sees the shapes of a sequential loop.
+        `torch.func.vmap`, so that it sees the shapes of a sequential loop. What is
+        known of its Jacobian it may declare as an attribute `structure`:
+        [`parafix.core.torch.Structured`][] gives it one.
     - `init`: shape `(B, n)`, real floats: the states before the first step.
     - `xs`: a pytree of tensors with `length` as their first axis, `(T, B, ...)`; `None`
         if `step` takes no input.
@@ -49,9 +52,10 @@ class Chain:
     - `broadcasts`: whether `step` takes all times in one call, too: `(T, B, n)` and
         `xs` to `(T, B, n)`. Then there is no `vmap`.
     - `linearised`: the same with the Jacobian by formula, if there is one: maps states
-        `(T, B, n)` and inputs to the next states and the blocks `(T, B, n, n)`, by
-        operations that PyTorch differentiates. By default the blocks come from `n`
-        pulls.
+        `(T, B, n)` and inputs to the next states and the Jacobians in the form of the
+        structure (`(T, B, n, n)` where none is declared), by operations that PyTorch
+        differentiates. By default they come from pulls, `n` of them where they are
+        dense.
     """
 
     step: Callable[[Any, Any], Any]
@@ -80,6 +84,21 @@ class Chain:
                     f"Every leaf of `xs` must have `length` = {self.length} as its "
                     f"first axis, got shape {tuple(x.shape)}."
                 )
+
+    @property
+    def structure(self) -> AbstractStructure:
+        """What is known of the Jacobian of the step: its attribute `structure`."""
+        return structure_of(self.step)
+
+    @property
+    def num_entries(self) -> int:
+        """How many numbers its Jacobian holds, at every time."""
+        return self.structure.num_entries(self.size)
+
+    @property
+    def num_linear(self) -> int:
+        """How many pulls its Jacobian takes, at all times at once."""
+        return 0 if self.linearised else self.structure.num_linear(self.size)
 
     @property
     def size(self) -> int:
@@ -119,7 +138,11 @@ class Chain:
     @property
     def at_all_times(self) -> "AllTimes":
         """The step for many times at once."""
-        return AllTimes(self.step, self.broadcasts, self.linearised)
+        structure, formula = self.structure, self.linearised
+        if isinstance(structure, Custom):
+            formula = formula or _supplied(self, structure)
+            structure = structure.form
+        return AllTimes(self.step, self.broadcasts, formula, structure)
 
     def lag(self, z: Tensor) -> Tensor:
         """`z_{t-1}` for all `t`: `z` one step later, `init` in front."""
@@ -132,11 +155,15 @@ class Chain:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class AllTimes:
-    """A step for many times at once: states `(T, B, n)` and inputs to `(T, B, n)`."""
+    """A step for many times at once: states `(T, B, n)` and inputs to `(T, B, n)`.
+
+    `structure` is the form of its Jacobian, which `formula` returns if there is one.
+    """
 
     step: Callable[[Any, Any], Any]
     broadcasts: bool
     formula: Callable[[Any, Any], tuple[Any, Any]] | None
+    structure: AbstractStructure
 
     def __call__(self, z: Tensor, xs: Any) -> Tensor:
         if self.broadcasts:
@@ -144,10 +171,10 @@ class AllTimes:
         return over_time(lambda z, x: _checked(self.step(z, x), z), z, xs)
 
     def linearised(self, z: Tensor, xs: Any) -> tuple[Tensor, Tensor]:
-        """The next states and their Jacobian blocks, by the formula."""
+        """The next states and their Jacobians, by the formula."""
         assert self.formula is not None
         f, a = self.formula(z, xs)
-        expected = (*z.shape, z.shape[-1])
+        expected = (*z.shape[:-1], *self.structure.shape(z.shape[-1]))
         if a.shape != expected:
             raise TypeError(
                 "`linearised` must return the next states and their Jacobian blocks of "
@@ -167,14 +194,28 @@ def _checked(out, z, name="step"):
     return out.to(z.dtype)
 
 
+def _supplied(chain, structure):
+    """The step and its Jacobian, which the user supplies, at many times at once."""
+    plain = AllTimes(chain.step, chain.broadcasts, None, structure.form)
+
+    def formula(z, xs):
+        if chain.broadcasts:
+            return plain(z, xs), structure.supplied(z, xs)
+        return plain(z, xs), over_time(structure.supplied, z, xs)
+
+    return formula
+
+
 def jacobian(
     step: Callable[[Any, Any], Any], z: States, x: Any
-) -> tuple[States, Blocks]:
-    """`step(z, x)` at many times at once, and its Jacobian blocks in `z`.
+) -> tuple[States, Matrices]:
+    """`step(z, x)` at many times at once, and its Jacobian in `z`.
 
-    By the formula, if `step` belongs to a chain that has one, and otherwise by `n`
-    pulls of unit vectors at all times. Entry `[..., i, j]` is the derivative of entry
-    `i` of the next state by entry `j` of `z`. Both can be differentiated.
+    In the form of the structure of `step`: `(T, B, n, n)` where it declares none, with
+    the derivative of entry `i` of the next state by entry `j` of `z` as its entry
+    `[..., i, j]`. By the formula, if `step` belongs to a chain that has one, and
+    otherwise by pulls at all times, `n` of them where it is dense. Both can be
+    differentiated.
 
     **Arguments:**
 
@@ -185,27 +226,7 @@ def jacobian(
     """
     if isinstance(step, AllTimes) and step.formula is not None:
         return step.linearised(z, x)
-    if under_transforms():
-        f, pull, *_ = torch.func.vjp(lambda z: step(z, x), z)
-        return f, torch.stack([pull(unit)[0] for unit in _units(z)], -2)
-    differentiable = torch.is_grad_enabled()
-    with torch.enable_grad():
-        state = alias(z, differentiable)
-        f = step(state, x)
-    a = pulled_blocks(f, state, differentiable)
-    return (f if differentiable else f.detach()), a
-
-
-def pulled_blocks(f: Tensor, z: Tensor, differentiable: bool) -> Tensor:
-    """The Jacobian blocks of `f` in `z` from its graph, by `n` pulls."""
-    rows = [grads(f, [z], unit, differentiable)[0] for unit in _units(z)]
-    return torch.stack(rows, -2)
-
-
-def _units(z):
-    """The unit vectors, each at all times and for all samples."""
-    eye = torch.eye(z.shape[-1], dtype=z.dtype, device=z.device)
-    return [unit.expand(z.shape) for unit in eye]
+    return structure_of(step).jacobian(step, z, x)
 
 
 def slices(tree: Any, begin: int, end: int) -> Any:
@@ -219,15 +240,15 @@ def chunks(length: int, chunk: int) -> Iterator[tuple[int, int]]:
         yield begin, min(begin + chunk, length)
 
 
-def chunk_size(chunk: int | None, z: Tensor) -> int:
-    """For how many of the times of `z`, `(T, B, n)`, to hold Jacobian blocks at once.
+def chunk_size(chunk: int | None, z: Tensor, entries: int) -> int:
+    """For how many of the times of `z`, `(T, B, n)`, to hold Jacobians at once.
 
-    `None` decides: on a CPU, blocks that leave the cache cost more than forming them,
-    and every chunk costs the calls of a scan.
+    `entries` are the numbers in a Jacobian. `None` decides: on a CPU, blocks that leave
+    the cache cost more than forming them, and every chunk costs the calls of a scan.
     """
-    length, samples, size = z.shape
+    length, samples, _ = z.shape
     if chunk is not None:
         return max(1, min(chunk, length))
     if z.device.type != "cpu":
         return max(1, length)
-    return max(1, min(length, max(1000, 2**20 // max(1, samples * size**2))))
+    return max(1, min(length, max(1000, 2**20 // max(1, samples * entries))))

@@ -7,7 +7,6 @@ from torch import Tensor
 from torch.autograd import forward_ad, Function
 
 from ._adjoint import AbstractAdjoint
-from ._affine_scan import affine_scan
 from ._calculus import (
     alias,
     check_leaves,
@@ -22,7 +21,7 @@ from ._calculus import (
     vjp,
 )
 from ._certificate import Report
-from ._chain import chunk_size, chunks, jacobian, pulled_blocks
+from ._chain import chunk_size, chunks, jacobian
 from ._chain_map import AbstractChainMap, captured_map, plain_map
 from ._chain_problem import ChainProblem
 from ._check import checked_count
@@ -89,7 +88,8 @@ class _Task:
         """Where chunks begin and end; a window bounds the memory of gradients, too."""
         chunk = self.adjoint.chunk
         if chunk is None:
-            chunk = min(self.problem.window, chunk_size(None, z))
+            entries = self.map.structure.num_entries(z.shape[-1])
+            chunk = min(self.problem.window, chunk_size(None, z, entries))
         return list(chunks(len(z), chunk))
 
     def vmapped(self, info, in_dims, tensors):
@@ -248,10 +248,11 @@ class _Linear(Function):
 
 
 def _recurrence(task, transposed, b, lag, tensors):
-    """See `_Linear`; a chunk of Jacobian blocks at a time."""
+    """See `_Linear`; a chunk of Jacobians at a time."""
     scan, map_ = task.adjoint.scan, task.map
+    structure = map_.structure
 
-    def blocks(begin, end):
+    def matrices(begin, end):
         xs = map_.during(tensors, begin, end)[: map_.inputs]
         return jacobian(map_.bound(tensors), lag[begin:end], xs)[1]
 
@@ -260,18 +261,15 @@ def _recurrence(task, transposed, b, lag, tensors):
     if transposed:
         x[-1] = b[-1]
         for begin, end in reversed(parts):
-            a = blocks(begin, end)
+            a = matrices(begin, end)
             last = x[end]
-            x[begin:end] = affine_scan(
-                a.mT, b[begin:end], last, reverse=True, scan=scan
-            )
+            x[begin:end] = structure.solve(a, b[begin:end], last, scan, transposed=True)
         return x
     x[0] = b[0]
     for begin, end in parts:
-        a = blocks(begin, end)
-        x[begin + 1 : end + 1] = affine_scan(
-            a, b[begin + 1 : end + 1], x[begin], scan=scan
-        )
+        a = matrices(begin, end)
+        right = b[begin + 1 : end + 1]
+        x[begin + 1 : end + 1] = structure.solve(a, right, x[begin], scan)
     return x
 
 
@@ -293,7 +291,7 @@ def _gradient(task, v, lag, tensors, needed):
         f, a, here = _graph(map_, lag[begin:end], map_.during(tensors, begin, end))
         # `u_{t-1} = A_t^T u_t + v_{t-1}`, from the last: see `_Linear`.
         b = v[begin - 1 : end - 1] if begin else torch.cat([0 * v[:1], v[: end - 1]])
-        before = affine_scan(a.mT, b, u, reverse=True, scan=task.adjoint.scan)
+        before = map_.structure.solve(a, b, u, task.adjoint.scan, transposed=True)
         after = torch.cat([before[1:], u.unsqueeze(0)])
         u = before[0]
         found = grads(f, [here[i] for i in places], after, False)
@@ -307,7 +305,7 @@ def _gradient(task, v, lag, tensors, needed):
 
 
 def _graph(map_, lag, tensors):
-    """`f` with its graph, the Jacobian blocks without, and the variables of the graph.
+    """`f` with its graph, the Jacobians without, and the variables of the graph.
 
     That there are no others is checked.
     """
@@ -319,6 +317,6 @@ def _graph(map_, lag, tensors):
             a = a.detach()
         else:
             f = map_(lag, here)
-            a = pulled_blocks(f, lag, False)
+            a = map_.structure.pulled(f, lag, False)
     check_leaves(f, [lag, *here])
     return f, a, here

@@ -11,6 +11,7 @@ from ._calculus import AbstractClosed
 from ._capture import Autocast, capture, Captured
 from ._chain import AllTimes, Chain, slices
 from ._over_time import parted
+from ._structure import AbstractStructure
 
 
 class AbstractChainMap(AbstractClosed):
@@ -28,11 +29,16 @@ class AbstractChainMap(AbstractClosed):
     def has_formula(self) -> bool:
         """Whether the Jacobian is there by formula."""
 
+    @property
+    @abc.abstractmethod
+    def structure(self) -> AbstractStructure:
+        """The form of the Jacobian."""
+
     @abc.abstractmethod
     def linearised(
         self, lag: Tensor, tensors: Sequence[Tensor]
     ) -> tuple[Tensor, Tensor]:
-        """`f` and its Jacobian blocks `(T, B, n, n)`, by the formula."""
+        """`f` and its Jacobian in the form of the structure, by the formula."""
 
     def during(self, tensors: Sequence[Tensor], begin: int, end: int) -> list[Tensor]:
         """The tensors for the times from `begin` to before `end`."""
@@ -45,7 +51,8 @@ class AbstractChainMap(AbstractClosed):
         formula = None
         if self.has_formula:
             formula = lambda lag, xs: self.linearised(lag, [*xs, *rest])
-        return AllTimes(lambda lag, xs: self(lag, [*xs, *rest]), True, formula)
+        step = lambda lag, xs: self(lag, [*xs, *rest])
+        return AllTimes(step, True, formula, self.structure)
 
 
 class ChainMap(AbstractChainMap):
@@ -72,6 +79,10 @@ class ChainMap(AbstractChainMap):
     @property
     def has_formula(self):
         return self.by_formula is not None
+
+    @property
+    def structure(self):
+        return self.step.structure
 
     def __call__(self, z, params):
         return self._run(self.captured, self.step, z, params)
@@ -109,6 +120,10 @@ class VmappedChain(AbstractChainMap):
     def has_formula(self):
         return self.map.has_formula
 
+    @property
+    def structure(self):
+        return self.map.structure
+
     def __call__(self, z, params):
         out = self._run(lambda lag, *tensors: self.map(lag, tensors), z, params)
         return out.reshape(z.shape)
@@ -117,7 +132,8 @@ class VmappedChain(AbstractChainMap):
         f, a = self._run(
             lambda lag, *tensors: self.map.linearised(lag, tensors), lag, tensors
         )
-        return f.reshape(lag.shape), a.reshape(*lag.shape, lag.shape[-1])
+        shape = self.structure.shape(lag.shape[-1])
+        return f.reshape(lag.shape), a.reshape(*lag.shape[:-1], *shape)
 
     def _run(self, fn, lag, tensors) -> Any:
         length, samples, state = lag.shape

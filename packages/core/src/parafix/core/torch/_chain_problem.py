@@ -8,14 +8,17 @@ from ._capture import Autocast
 from ._certificate import ErrorEstimate, Report
 from ._chain import Chain, chunks
 from ._chain_map import AbstractChainMap
+from ._check_structure import verify
+from ._growth import lyapunov_exponent
 from ._measure import at
 from ._result import leaf_of, raise_if, RESULTS
+from ._structure import Dense
 from ._sweep import AbstractSweep, solve_by_sweeps
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ChainProblem:
-    """A chain, and who is to solve it, how far at a time."""
+    """A chain, and who is to solve it, how far at a time; whether to measure growth."""
 
     chain: Chain
     autocast: Autocast
@@ -24,6 +27,7 @@ class ChainProblem:
     max_steps: int
     window: int
     throw: bool
+    growth: bool
 
     def solve(
         self,
@@ -35,38 +39,69 @@ class ChainProblem:
         """The states `(T, B, n)`, what is known of them, and the error estimate.
 
         One window after the other, each a solve of its own.
+
+        **Raises:**
+
+        `ValueError` if a declared structure is found to be false, and with `throw`
+        `RuntimeError` where a sample failed.
         """
-        chain, length = self.chain, self.chain.length
-        step, error = map.bound(tensors), ErrorEstimate.zero(init)
+        length, error = self.chain.length, ErrorEstimate.zero(init)
+        whole = self._part(map, init, tensors, 0, length)
+        if not isinstance(self.chain.structure, Dense):
+            verify(whole)
         parts, reports = [], []
         for begin, end in chunks(length, self.window):
-            part = Chain(
-                step,
-                init,
-                list(map.during(tensors, begin, end)[: map.inputs]),
-                end - begin,
-                chain.offset + chain.stride * begin,
-                chain.stride,
-                chain.leaves,
-                True,
-                None if step.formula is None else step.linearised,
-            )
+            part = self._part(map, init, tensors, begin, end)
             start = init.expand(end - begin, *init.shape)
             start = start if guess is None else guess[begin:end]
             if guess is not None or begin:
                 start = torch.where(torch.isfinite(start), start, 0)
             steps = min(self.max_steps, end - begin)
             z, report, error = solve_by_sweeps(self.solver, part, start, error, steps)
-            if self.throw:
-                position = part.offset + part.stride * report.prefix
-                names = tuple(leaf.name for leaf in chain.leaves)
-                leaf = leaf_of(report.entry, chain.leaves)
-                raise_if(report.result, position, leaf, names)
+            if self.throw and bool((report.result != RESULTS.successful).any()):
+                self._fail(part, z, report)
             parts.append(z)
             reports.append(report._replace(prefix=begin + report.prefix))
             init = z[-1]
         z = parts[0] if len(parts) == 1 else torch.cat(parts)
-        return z, _summary(reports), error.value
+        report = _summary(reports)
+        if self.growth:
+            growth = lyapunov_exponent(whole, z, report.prefix, self._chunk)
+            report = report._replace(growth=growth)
+        return z, report, error.value
+
+    @property
+    def _chunk(self):
+        """A window bounds the memory of what is measured, too."""
+        chunk = self.solver.chunk
+        if chunk is None and self.window < self.chain.length:
+            return self.window
+        return chunk
+
+    def _part(self, map, init, tensors, begin, end):
+        """The chain of some times, from `init`."""
+        chain, step = self.chain, map.bound(tensors)
+        return Chain(
+            step,
+            init,
+            list(map.during(tensors, begin, end)[: map.inputs]),
+            end - begin,
+            chain.offset + chain.stride * begin,
+            chain.stride,
+            chain.leaves,
+            True,
+            None if step.formula is None else step.linearised,
+        )
+
+    def _fail(self, part, z, report):
+        """Raises the sentence of the first sample that failed."""
+        raise_if(
+            report.result,
+            part.offset + part.stride * report.prefix,
+            leaf_of(report.entry, part.leaves),
+            tuple(leaf.name for leaf in part.leaves),
+            lyapunov_exponent(part, z, report.prefix, self._chunk).exp(),
+        )
 
 
 def _summary(reports):
@@ -84,4 +119,5 @@ def _summary(reports):
         num_evals=each.num_evals.sum(0),
         residual=each.residual.amax(0),
         entry=at(each.entry, one),
+        growth=at(each.growth, one),
     )

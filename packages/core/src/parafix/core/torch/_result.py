@@ -50,11 +50,13 @@ def raise_if(
     position: Tensor | None = None,
     leaf: Tensor | None = None,
     leaves: Sequence[str] = (),
+    growth: Tensor | None = None,
 ) -> None:
     """Raises `RuntimeError` with the sentence of the first sample that failed.
 
-    With the first bad position of that sample and the name of its leaf, if they are
-    given. Looks at values: on a GPU, the host waits for them.
+    With the first bad position of that sample, the name of its leaf, and the factor by
+    which it amplifies errors in a step, if they are given. Looks at values: on a GPU,
+    the host waits for them.
     """
     failed = result != RESULTS.successful
     if not bool(failed.any()):
@@ -64,7 +66,8 @@ def raise_if(
     name = ""
     if leaf is not None and leaves:
         name = leaves[int(leaf.reshape(-1)[sample])]
-    text = sentence(int(result.reshape(-1)[sample]), place, name)
+    factor = None if growth is None else float(growth.reshape(-1)[sample])
+    text = sentence(int(result.reshape(-1)[sample]), place, name, factor)
     if result.ndim:
         number = int(failed.sum())
         text = f"{number} of {result.numel()} samples failed; sample {sample}: {text}"

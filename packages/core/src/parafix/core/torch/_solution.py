@@ -1,4 +1,5 @@
 import dataclasses
+import math
 from typing import Any, Generic, TypeVar
 
 from torch import Tensor
@@ -25,10 +26,12 @@ class Solution(Generic[_Value]):
         `num_evals` (calls of `f`, each of all times at once),
         `num_linear` (Jacobian-vector products, likewise),
         `residual` (`max |f(z) - z| / (atol + rtol |z|)` at `value`),
-        and for chains `converged_prefix` (how many entries from the start are right to
+        for chains `converged_prefix` (how many entries from the start are right to
         within tolerance) and `error_estimate` (how far rounding may have carried
         `value` from what another order of the same operations gives, relative to the
-        largest entry).
+        largest entry), and if it was asked for `lyapunov_exponent` (an error grows by
+        about `exp` of it in every step of that prefix; negative for a chain that
+        forgets).
     - `position`, `leaf`, `leaves`: of a chain, the first bad position and the number of
         its leaf for each sample, and the names of the leaves.
     """
@@ -51,16 +54,20 @@ class Solution(Generic[_Value]):
             return ""
         leaf = self.leaves[_item(self.leaf, sample)] if self.leaves else ""
         position = None if self.position is None else _item(self.position, sample)
-        return sentence(code, position, leaf)
+        growth = None
+        if "lyapunov_exponent" in self.stats:
+            exponent = _item(self.stats["lyapunov_exponent"], sample)
+            growth = math.exp(min(exponent, 700.0))
+        return sentence(code, position, leaf, growth)
 
 
-def _item(x: Any, sample: int | None) -> int:
+def _item(x: Any, sample: int | None) -> Any:
     if not isinstance(x, Tensor):
-        return int(x)
+        return x
     x = x.reshape(-1)
     if sample is None and x.numel() != 1:
         raise ValueError(
             "`message()` is about one sample; take one with `message(i)`, where "
             f"0 <= i < {x.numel()}."
         )
-    return int(x[0 if sample is None else sample])
+    return x[0 if sample is None else sample].item()

@@ -11,12 +11,14 @@ from ._certificate import certify, ErrorEstimate, Report, worst
 from ._chain import Chain, Leaf, States
 from ._chain_adjoint import ChainAdjoint, ChainProblem
 from ._check import checked_count, checked_tolerance
+from ._growth import lyapunov_exponent
 from ._measure import at, first
 from ._named import named
 from ._over_time import parted
 from ._result import leaf_of, RESULTS
 from ._solution import Solution
 from ._solver import as_sweep, Sequential
+from ._structure import Custom, Structured
 from ._sweep import AbstractSweep
 
 
@@ -31,6 +33,7 @@ def solve_chain(
     max_steps: int | None = None,
     window: int | None = None,
     throw: bool = True,
+    growth: bool = True,
 ) -> Solution[States]:
     """Solve a batch of chains for all their states at once.
 
@@ -54,6 +57,8 @@ def solve_chain(
     - `window`: solve this many times to the end before going on to the next, which
         bounds memory by `O(T n) + O(window n^2)`, gradients included; `None` for all.
     - `throw`: whether a failure of any sample raises.
+    - `growth`: whether to measure `stats["lyapunov_exponent"]`, which takes a Jacobian
+        at every time and their product, about as much as a sweep of DEER.
 
     **Returns:**
 
@@ -63,8 +68,9 @@ def solve_chain(
 
     **Raises:**
 
-    `TypeError` or `ValueError` for arguments that do not fit, and with `throw=True`
-    `RuntimeError` with the sentence of the first sample that failed.
+    `TypeError` or `ValueError` for arguments that do not fit, `ValueError` for a false
+    structure, and with `throw=True` `RuntimeError` with the sentence of the first
+    sample that failed.
 
     ??? cite "Reference"
 
@@ -89,6 +95,7 @@ def solve_chain(
     adjoint = as_adjoint(adjoint)
     if length == 0 or init.numel() == 0:
         return _empty_solution(problem)
+    problem.structure.shape(problem.size)  # An error if there cannot be such blocks.
     if isinstance(solver, Sequential):
         return _solve_sequentially(problem, solver)
     eps = autocast.eps([init.dtype])
@@ -100,15 +107,16 @@ def solve_chain(
         length if max_steps is None else max_steps,
         length if window is None else min(window, length),
         throw,
+        growth,
     )
     guess = None if guess is None else guess.to(wide.init.dtype)
     with autocast.entered(enabled=False):
         z, report, error = adjoint.apply(task, guess)
     # What is not a sweep is a certificate, which takes the whole Jacobian.
     certificates = report.num_evals - report.num_steps
-    linear = report.num_steps * solver.num_linear(problem.size)
-    linear = linear + certificates * problem.size
-    return _solution(problem, z.to(init.dtype), report, error, linear)
+    linear = report.num_steps * solver.num_linear(problem.num_linear)
+    linear = linear + certificates * problem.num_linear
+    return _solution(problem, z.to(init.dtype), report, error, linear, growth)
 
 
 def as_adjoint(adjoint: Any) -> ChainAdjoint:
@@ -165,14 +173,15 @@ def assess(
         prefix = first(~torch.isfinite(states), 0, problem.length)
         none = torch.zeros_like(prefix)
         unknown = torch.full_like(states[0, :, 0], torch.nan)
-        residual = error = unknown
+        residual = error = growth = unknown
         entry, products = worst(at(states, prefix)), 0
         if fixed.has_tangent:
             certificate = certify(
                 fixed, states, ErrorEstimate.zero(fixed.init), rtol, atol
             )
             residual, error = certificate.residual, certificate.error.value
-            products = problem.size
+            growth = lyapunov_exponent(fixed, states, prefix)
+            products = problem.num_linear
         bad = prefix < problem.length
         report = Report(
             torch.where(bad, RESULTS.nonfinite, RESULTS.successful),
@@ -181,6 +190,7 @@ def assess(
             none + 2,
             residual,
             entry,
+            growth,
         )
     return _solution(problem, z, report, error, none + products)
 
@@ -197,12 +207,15 @@ def _widened(problem, autocast):
     wide = torch.promote_types(dtype, torch.float32)
     if wide == dtype:
         return problem
-    step, formula = problem.step, problem.linearised
+    step, formula, structure = problem.step, problem.linearised, problem.structure
     if formula is not None:
         formula = lambda z, x: problem.linearised(z.to(dtype), x)
+    if isinstance(structure, Custom):
+        function = structure.function
+        structure = Custom(lambda z, x: function(z.to(dtype), x), structure.form)
     return dataclasses.replace(
         problem,
-        step=lambda z, x: step(z.to(dtype), x),
+        step=Structured(lambda z, x: step(z.to(dtype), x), structure),
         init=problem.init.to(wide),
         linearised=formula,
     )
@@ -212,7 +225,8 @@ def _empty_solution(problem):
     samples = problem.init.shape[:1]
     none = torch.zeros(samples, dtype=torch.int64, device=problem.init.device)
     zero = problem.init.new_zeros(samples)
-    report = Report(none, none + problem.length, none, none, zero, none)
+    unknown = torch.full_like(zero, torch.nan)
+    report = Report(none, none + problem.length, none, none, zero, none, unknown)
     z = problem.init.new_zeros((problem.length, *problem.init.shape))
     return _solution(problem, z, report, zero, none)
 
@@ -227,18 +241,21 @@ def _solve_sequentially(problem, solver):
     return assess(problem, torch.stack(states), rtol=solver.rtol, atol=solver.atol)
 
 
-def _solution(problem, z, report, error, num_linear):
+def _solution(problem, z, report, error, num_linear, growth=True):
+    stats = {
+        "num_steps": report.num_steps,
+        "num_evals": report.num_evals,
+        "num_linear": num_linear,
+        "residual": report.residual,
+        "converged_prefix": report.prefix,
+        "error_estimate": error,
+    }
+    if growth:
+        stats["lyapunov_exponent"] = report.growth
     return Solution(
         value=z,
         result=report.result,
-        stats={
-            "num_steps": report.num_steps,
-            "num_evals": report.num_evals,
-            "num_linear": num_linear,
-            "residual": report.residual,
-            "converged_prefix": report.prefix,
-            "error_estimate": error,
-        },
+        stats=stats,
         position=problem.offset + problem.stride * report.prefix,
         leaf=leaf_of(report.entry, problem.leaves),
         leaves=tuple(leaf.name for leaf in problem.leaves),

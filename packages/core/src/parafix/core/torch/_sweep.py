@@ -6,23 +6,21 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from ._affine_scan import affine_scan
 from ._certificate import (
     Certificate,
     certify,
     ErrorEstimate,
-    Part,
     Report,
     unstable_above,
-    vouch,
     where,
     worst,
 )
-from ._chain import Blocks, Chain, chunk_size, chunks, slices, States
+from ._chain import Chain, Matrices, States
 from ._check import checked_count, checked_tolerance
-from ._measure import all_finite, at, first, max_abs, ratio, tolerance
+from ._measure import at, max_abs, ratio, tolerance
 from ._result import RESULTS
 from ._scan import AbstractScan
+from ._update import advance, SweepState
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,6 +73,9 @@ class AbstractSweep(abc.ABC):
     scan: str | AbstractScan = "auto"
     chunk: int | None = None
     newton: ClassVar[bool] = False
+    # What holds the matrices back, if anything: an `AbstractDamping`. It has no
+    # annotation, so that a subclass may have a field of this name where it likes.
+    damping = None
 
     def __post_init__(self) -> None:
         checked_tolerance("rtol", self.rtol, None)
@@ -84,7 +85,7 @@ class AbstractSweep(abc.ABC):
     @abc.abstractmethod
     def transition(
         self, step: Callable[[Any, Any], Any], z: States, x: Any
-    ) -> tuple[States, Blocks | States | None]:
+    ) -> tuple[States, Matrices | None]:
         """`step(z, x)` and the `A_t` that go with it, at many times at once.
 
         Called where no derivatives are recorded.
@@ -99,42 +100,17 @@ class AbstractSweep(abc.ABC):
         **Returns:**
 
         The next states `(T, B, n)` and `A_t`: dense `(T, B, n, n)`, diagonal
-        `(T, B, n)`, or `None` for zero.
+        `(T, B, n)`, in the form of the structure of `step`, or `None` for zero.
         """
 
     @abc.abstractmethod
     def num_linear(self, size: int) -> int:
-        """How many Jacobian-vector products `transition` takes for `size` entries."""
+        """How many products with Jacobians, or pulls, `transition` takes.
 
+        **Arguments:**
 
-@dataclasses.dataclass(frozen=True)
-class Jacobi(AbstractSweep):
-    """Jacobi: `A_t = 0`, so `z' = f(z)`. No Jacobian and no scan.
-
-    A sweep is as cheap as it can be; the number of sweeps is the memory length of the
-    chain, whatever `T`.
-
-    **Arguments:**
-
-    As those of [`parafix.core.torch.AbstractSweep`][].
-    """
-
-    def transition(self, step, z, x):
-        return step(z, x), None
-
-    def num_linear(self, size):
-        del size
-        return 0
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class _State:
-    # All about the iterate that entered the last sweep.
-    prefix: Tensor
-    nonfinite: Tensor
-    num_steps: Tensor
-    # Of Newton's method, and once it has converged; otherwise of no meaning.
-    certificate: Certificate
+        - `size`: how many a whole Jacobian takes: `n`, unless a structure is declared.
+        """
 
 
 def solve_by_sweeps(
@@ -152,7 +128,9 @@ def solve_by_sweeps(
     run = _Run(solver, problem, error, max_steps)
     none = torch.zeros_like(error.error, dtype=torch.int64)
     everyone = torch.ones_like(none, dtype=torch.bool)
-    state = _State(none, ~everyone, none, Certificate.start(problem, error))
+    memory = None if solver.damping is None else solver.damping.init(problem.init)
+    certificate = Certificate.start(problem, error)
+    state = SweepState(none, ~everyone, none, certificate, memory)
     z, state = run.sweeps(z, state, everyone, None)
     certified = run.certified if solver.newton else run.refined
     z, state, count = certified(z, state)
@@ -184,9 +162,9 @@ def solve_by_sweeps(
         end = torch.where(state.nonfinite, prefix, length)
         beyond = torch.arange(length, device=z.device)[:, None] >= end
         z = torch.where(beyond[..., None], torch.nan, z)
-    report = Report(
-        result, prefix, state.num_steps, state.num_steps + count, residual, entry
-    )
+    unknown = torch.full_like(residual, torch.nan)
+    evals = state.num_steps + count
+    report = Report(result, prefix, state.num_steps, evals, residual, entry, unknown)
     return z, report, certificate.error
 
 
@@ -264,54 +242,4 @@ class _Run:
         )
 
     def sweep(self, z, state, factor):
-        """One sweep: the next iterate, and what is known of the entering one."""
-        solver, problem, length = self.solver, self.problem, self.problem.length
-        step, lag = problem.at_all_times, problem.lag(z)
-        broken = prefix = torch.full_like(state.prefix, length)
-        nonfinite = torch.zeros_like(state.nonfinite)
-        certificate = Certificate.start(problem, self.error)
-        last, parts = None, []
-        for begin, end in chunks(length, chunk_size(solver.chunk, z)):
-            part_z = z[begin:end]
-            xs = slices(problem.xs, begin, end)
-            f, a = solver.transition(step, lag[begin:end], xs)
-            r = f - part_z
-            d = r if a is None else affine_scan(a, r, last, scan=solver.scan)
-            new = f + (d - r)
-            tidy = self.watched and all_finite(new) and not bool((broken < end).any())
-            if not tidy:
-                new, d, broken = _quarantined(f, part_z, new, d, begin, broken, length)
-            tol = tolerance(solver.rtol, solver.atol, part_z)
-            tol = tol if factor is None else tol * factor[:, None]
-            # Comparisons with NaN are false.
-            within = torch.maximum(r.abs(), d.abs()) <= tol
-            stop = first(~within, begin, length)
-            if not tidy:
-                bad = ~torch.isfinite(at(f, stop - begin)).all(-1)
-                nonfinite = torch.where(stop < prefix, bad, nonfinite)
-            prefix = torch.minimum(prefix, stop)
-            if solver.newton and a is not None and bool((prefix == length).any()):
-                certificate = vouch(
-                    problem,
-                    solver.scan,
-                    certificate,
-                    Part(begin, part_z, r, tol),
-                    d,
-                    a,
-                    prefix == length,
-                )
-            last = d[-1]
-            parts.append(new)
-        new = parts[0] if len(parts) == 1 else torch.cat(parts)
-        return new, _State(prefix, nonfinite, state.num_steps + 1, certificate)
-
-
-def _quarantined(f, z, new, d, begin, broken, length):
-    """The next iterate made finite, its update, and the first time of the trouble."""
-    finite = torch.isfinite(new)
-    broken = torch.minimum(broken, first(~finite, begin, length))
-    times = torch.arange(begin, begin + len(z), device=z.device)
-    # (A sum of finite numbers may overflow by itself.)
-    quarantine = (times[:, None] >= broken)[..., None] | ~finite
-    new = torch.where(quarantine, torch.where(torch.isfinite(f), f, z), new)
-    return new, torch.where(quarantine, new - z, d), broken
+        return advance(self.solver, self.problem, z, state, self.error, factor)

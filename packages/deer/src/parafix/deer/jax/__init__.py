@@ -1,8 +1,35 @@
 """parafix-deer for JAX: recurrences in parallel over time."""
 
 from ._auto import Choice as Choice, choose as choose
+from ._cells import (
+    DiagonalGRUCell as DiagonalGRUCell,
+    DiagonalLSTMCell as DiagonalLSTMCell,
+    LEMCell as LEMCell,
+    MultiHeadGRUCell as MultiHeadGRUCell,
+)
+from ._check_structure import check_structure as check_structure
+from ._damping import AdaptiveDamping as AdaptiveDamping
 from ._deer import DEER as DEER
+from ._elk import ELK as ELK, QuasiELK as QuasiELK
+from ._quasi import Picard as Picard, QuasiDEER as QuasiDEER
 from ._scan import scan as scan
+from ._trust_region import TrustRegion as TrustRegion
 
 
-__all__ = ["DEER", "Choice", "choose", "scan"]
+__all__ = [
+    "DEER",
+    "ELK",
+    "AdaptiveDamping",
+    "Choice",
+    "DiagonalGRUCell",
+    "DiagonalLSTMCell",
+    "LEMCell",
+    "MultiHeadGRUCell",
+    "Picard",
+    "QuasiDEER",
+    "QuasiELK",
+    "TrustRegion",
+    "check_structure",
+    "choose",
+    "scan",
+]

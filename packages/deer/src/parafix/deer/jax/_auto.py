@@ -1,5 +1,7 @@
 from typing import NamedTuple
 
+from parafix.core.jax import AbstractStructure, Dense
+
 
 # A dense sweep costs O(n^3) per time step on the way up of a parallel scan.
 _LARGEST_SIZE = 32
@@ -14,7 +16,9 @@ class Choice(NamedTuple):
     reason: str
 
 
-def choose(length: int, size: int, platform: str) -> Choice:
+def choose(
+    length: int, size: int, platform: str, structure: AbstractStructure | None = None
+) -> Choice:
     """What `solver="auto"` takes for `length` steps of a state of `size` entries.
 
     **Arguments:**
@@ -23,6 +27,7 @@ def choose(length: int, size: int, platform: str) -> Choice:
     - `size`: `n`, how many real numbers the float leaves of the carry hold (a complex
         one counts twice).
     - `platform`: what the computation is compiled for: `"cpu"`, `"cuda"`, ...
+    - `structure`: of the Jacobian of a step; dense by default.
 
     **Returns:**
 
@@ -40,10 +45,12 @@ def choose(length: int, size: int, platform: str) -> Choice:
         return Choice(
             "sequential", f"{length} steps are too few (fewer than {_SHORTEST_LENGTH})"
         )
-    if size > _LARGEST_SIZE:
+    shape = (structure or Dense()).shape(size)
+    block = shape[-1] if len(shape) > 1 else 1
+    if block > _LARGEST_SIZE:
         return Choice(
             "sequential",
-            f"dense Jacobian blocks of {size} x {size} cost too much (more than "
+            f"dense Jacobian blocks of {block} x {block} cost too much (more than "
             f"{_LARGEST_SIZE} x {_LARGEST_SIZE})",
         )
     return Choice(

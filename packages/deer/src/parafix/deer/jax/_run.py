@@ -10,14 +10,17 @@ from jax import lax
 from jaxtyping import PyTree
 
 from parafix.core.jax import (
+    AbstractStructure,
     AbstractSweep,
     as_sweep,
     assess,
     Chain,
+    Custom,
     RESULTS,
     Sequential,
     Solution,
     solve_chain,
+    Structured,
 )
 
 from ._carry import Body, inspect, Layout
@@ -37,10 +40,11 @@ class Job(eqx.Module):
     window: int | None = eqx.field(static=True)
     throw: bool = eqx.field(static=True)
     return_solution: bool = eqx.field(static=True)
+    structure: AbstractStructure
 
     def inspect(self, init: PyTree, xs: PyTree) -> Body:
         x = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), xs)
-        return inspect(self.f, self.layout, init, x)
+        return inspect(hashable(self.f), self.layout, init, x)
 
     def states(self, carries: PyTree) -> Any:
         """The states `(T, n)` of carries in the order of `ys`, in the order of time."""
@@ -62,7 +66,9 @@ def run(
     sequential = isinstance(as_sweep(solver, job.rtol, job.atol), Sequential)
     if sequential or job.length * job.layout.size == 0:
         if not job.return_solution:
-            return lax.scan(job.f, init, xs, job.length, job.reverse, job.unroll)
+            return lax.scan(
+                hashable(job.f), init, xs, job.length, job.reverse, job.unroll
+            )
         rtol, atol = job.rtol, job.atol
         if isinstance(solver, Sequential):
             rtol, atol = solver.rtol, solver.atol
@@ -90,7 +96,7 @@ def _run_sequentially(job, rtol, atol, init, xs):
     z = job.states(carries)
     if job.inspect(init, xs).tainted:
         return (carry, ys), _unassessed(job, carries, z)
-    problem, _, _ = _as_chain(job, init, flip(xs) if job.reverse else xs)
+    problem, _, _ = as_chain(job, init, flip(xs) if job.reverse else xs)
     solution = assess(problem, z, rtol=rtol, atol=atol)
     return (carry, ys), eqx.tree_at(lambda s: s.value, solution, carries)
 
@@ -99,7 +105,7 @@ def _run_in_parallel(job, solver, body, init, xs, guess):
     layout = job.layout
     if job.reverse:
         xs = flip(xs)
-    problem, drivers, new_drivers = _as_chain(job, init, xs)
+    problem, drivers, new_drivers = as_chain(job, init, xs)
     solution = solve_chain(
         problem,
         solver=solver,
@@ -132,7 +138,7 @@ def _run_in_parallel(job, solver, body, init, xs, guess):
     return (carry, ys), eqx.tree_at(lambda s: s.value, solution, carries)
 
 
-def _as_chain(job, init, xs):
+def as_chain(job: Job, init: PyTree, xs: PyTree) -> tuple[Chain, Any, Any]:
     """The chain of the float leaves, and the drivers before and after each step."""
     layout = job.layout
     state, first = layout.split(init)
@@ -150,8 +156,18 @@ def _as_chain(job, init, xs):
     drivers = new_drivers = ()
     if first:
         _, (drivers, new_drivers) = lax.scan(drive, first, xs, length=job.length)
+    structure = job.structure
+    if isinstance(structure, Custom):
+        # What the user supplies takes a carry.
+        supplied = structure.function
+
+        def function(state, inputs):
+            drivers, x = inputs
+            return supplied(layout.join(state, drivers), x)
+
+        structure = Custom(function, structure.form)
     problem = Chain(
-        step,
+        Structured(step, structure),
         state,
         (drivers, xs),
         job.length,
@@ -178,6 +194,7 @@ def _unassessed(job, carries, z):
             "residual": unknown,
             "converged_prefix": prefix,
             "error_estimate": unknown,
+            "lyapunov_exponent": unknown,
         },
         position=job.length - 1 - prefix if job.reverse else prefix,
     )
@@ -189,10 +206,19 @@ def sweeps_serve(job: Job, init: PyTree, xs: PyTree) -> bool:
         return False
 
     def serves(init, xs):
-        problem, _, _ = _as_chain(job, init, xs)
+        problem, _, _ = as_chain(job, init, xs)
         return jnp.zeros(int(problem.has_tangent))
 
     return jax.eval_shape(serves, init, xs).shape == (1,)
+
+
+def hashable(f: Callable) -> Callable:
+    """`f`, or a function that calls it: JAX's loop takes no module that has arrays."""
+    try:
+        hash(f)
+    except TypeError:
+        return lambda carry, x: f(carry, x)
+    return f
 
 
 def flip(tree: PyTree) -> PyTree:

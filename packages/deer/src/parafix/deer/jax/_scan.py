@@ -8,11 +8,18 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import ArrayLike
 
-from parafix.core.jax import AbstractSweep, as_sweep, checked_count, Sequential
+from parafix.core.jax import (
+    AbstractStructure,
+    AbstractSweep,
+    as_sweep,
+    checked_count,
+    Sequential,
+    structure_of,
+)
 
 from ._auto import choose
 from ._carry import Layout
-from ._run import Job, run, sweeps_serve
+from ._run import hashable, Job, run, sweeps_serve
 
 
 _Carry = TypeVar("_Carry")
@@ -36,6 +43,7 @@ def scan(
     window: int | None = None,
     throw: bool = True,
     return_solution: bool = False,
+    structure: AbstractStructure | None = None,
 ) -> Any:
     """A drop-in for `jax.lax.scan` that can treat all times at once.
 
@@ -61,9 +69,10 @@ def scan(
         unless the solve is sequential.
     - `init`, `xs`, `length`, `reverse`: as in `jax.lax.scan`.
     - `unroll`: used where the solve is sequential.
-    - `solver`: `"deer"` (Newton), `"jacobi"`, `"sequential"` (`jax.lax.scan` itself),
-        any other registered sweep, a solver object, or `"auto"`: sequential where
-        sweeps do not pay ([`parafix.deer.jax.choose`][] says when) or cannot serve.
+    - `solver`: `"deer"` (Newton), `"quasi-deer"`, `"elk"`, `"quasi-elk"`, `"picard"`,
+        `"jacobi"`, `"sequential"` (`jax.lax.scan` itself), any other registered sweep,
+        a solver object, or `"auto"`: sequential where sweeps do not pay
+        ([`parafix.deer.jax.choose`][] says when) or cannot serve.
     - `guess`: a pytree like the carry with a leading axis `T`, in the order of `ys`,
         for instance the `value` of an earlier solution; `init` at all times by default.
         Its gradient is zero.
@@ -76,6 +85,12 @@ def scan(
     - `throw`: whether a failure raises, also under `jit` and when only a gradient is
         asked for. A sequential solve never does.
     - `return_solution`: whether to return how it went, too.
+    - `structure`: what is known of the Jacobian of `f` with respect to the float leaves
+        of the carry, one after the other: [`parafix.core.jax.Diagonal`][],
+        [`parafix.core.jax.Blocks`][], or a function that computes it
+        ([`parafix.core.jax.Custom`][]). Sweeps, certificate and gradient then cost what
+        it costs. By default the attribute `structure` of `f`, and dense where there is
+        none.
 
     **Returns:**
 
@@ -87,6 +102,9 @@ def scan(
 
     `TypeError` or `ValueError` for arguments that do not fit, and the sentence of the
     result (an `equinox.EquinoxRuntimeError`) where a solve fails and `throw` is true.
+    A false `structure` is such an error too, whatever `throw`: products with the
+    Jacobian at a few points, some far from `init`, contradict it.
+    [`parafix.deer.jax.check_structure`][] says where.
 
     ??? cite "Reference"
 
@@ -102,12 +120,20 @@ def scan(
     # A wrong name or a doubled tolerance is an error wherever the solve would run.
     chosen = as_sweep("deer" if automatic else solver, rtol, atol)
     plain = guess is None and not return_solution
-    if isinstance(chosen, Sequential) and plain:
+    if structure is None:
+        structure = structure_of(f)
+    elif not isinstance(structure, AbstractStructure):
+        raise TypeError(
+            "`structure` must be an AbstractStructure such as `Diagonal()` or "
+            f"`Blocks(4)`, got {structure!r}."
+        )
+    function = hashable(f)
+    if isinstance(chosen, Sequential) and plain and function is f:
         return lax.scan(f, init, xs, length, reverse, unroll)
 
     # `lax.scan` itself says what is wrong with `f`, `init`, `xs` and `length`.
     carry_struct, _ = jax.eval_shape(
-        lambda init, xs: lax.scan(f, init, xs, length, reverse), init, xs
+        lambda init, xs: lax.scan(function, init, xs, length, reverse), init, xs
     )
     layout = Layout.of(carry_struct)
     init, xs = layout.cast(init), jax.tree.map(jnp.asarray, xs)
@@ -117,6 +143,7 @@ def scan(
         raise ValueError(f"`length` must be non-negative, got {steps}.")
     if guess is not None:
         guess = _checked_guess(guess, layout, steps)
+    structure.shape(layout.size)  # An error if there cannot be such blocks.
     job = Job(
         f,
         layout,
@@ -129,9 +156,11 @@ def scan(
         window,
         throw,
         return_solution,
+        structure,
     )
     if automatic:
-        choice = choose(steps, layout.size, jax.default_backend()).solver
+        platform = jax.default_backend()
+        choice = choose(steps, layout.size, platform, structure).solver
         if choice != "sequential" and sweeps_serve(job, init, xs):
             # What this is compiled for is known for sure only when it is lowered.
             return lax.platform_dependent(

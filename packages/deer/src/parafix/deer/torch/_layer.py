@@ -107,7 +107,7 @@ def solve_layer(
     )
     # What is rounded in a recurrence is carried on: no autocast in here.
     with _exactly(init.device):
-        solution = solve_chain(problem, **options)
+        solution = solve_chain(problem, growth=False, **options)
     states = solution.value
     last = states[-1]
     return states.flip(0) if reverse else states, last, _about(solution, sequences)

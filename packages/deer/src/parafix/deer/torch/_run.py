@@ -9,14 +9,17 @@ from torch import Tensor
 from torch.utils import _pytree as pytree, checkpoint
 
 from parafix.core.torch import (
+    AbstractStructure,
     AbstractSweep,
     assess,
     Chain,
+    Custom,
     over_time,
     RESULTS,
     Sequential,
     Solution,
     solve_chain,
+    Structured,
 )
 
 from ._carry import Layout
@@ -36,6 +39,9 @@ class Job:
     reverse: bool
     rtol: Any
     atol: Any
+    structure: AbstractStructure
+    # Whether `f` brings its Jacobian along, in the form of the structure.
+    formula: bool = False
 
     @property
     def autocast(self) -> bool:
@@ -66,6 +72,26 @@ class Job:
     def drivers(self) -> Drivers:
         return Drivers.of(self.f, self.layout, self.init, self.example())
 
+    def run_drivers(self) -> Any:
+        """The drivers before and after each of the steps, of which there are some.
+
+        **Raises:**
+
+        `TypeError` if one of them may depend on a float leaf.
+        """
+        found = self.drivers()
+        if found.tainted:
+            driver, source = found.tainted[0]
+            struct = self.layout.structs[self.layout.names.index(driver)]
+            why = "may depend on floats (PyTorch cannot trace `f`)"
+            if source:
+                why = f"depends on `{source}`"
+            raise TypeError(
+                f"`{driver}` ({struct}) {why}, and only float leaves of the carry can "
+                'be iterated on. Make it a float, or use solver="sequential".'
+            )
+        return found.run(self.init, self.xs, self.length)
+
     def chain(self, drivers: Any) -> Chain:
         """The chain of the float leaves; `drivers` are those before each step."""
         layout = self.layout
@@ -75,15 +101,33 @@ class Job:
             carry, _ = self.f(layout.join(state, drivers), x)
             return layout.split(carry)[0]
 
+        def linearised(state, inputs):
+            drivers, x = inputs
+            of_carry: Any = self.f
+            carry, a = of_carry.linearised(layout.join(state, drivers), x)
+            return layout.split(carry)[0], a
+
+        structure = self.structure
+        if isinstance(structure, Custom):
+            # What the user supplies takes a carry.
+            supplied = structure.function
+
+            def function(state, inputs):
+                drivers, x = inputs
+                return supplied(layout.join(state, drivers), x)
+
+            structure = Custom(function, structure.form)
         state, _ = layout.split(self.init)
         return Chain(
-            step,
+            Structured(step, structure),
             state,
             (drivers, self.xs),
             self.length,
             offset=self.length - 1 if self.reverse else 0,
             stride=-1 if self.reverse else 1,
             leaves=layout.leaves,
+            broadcasts=self.formula,
+            linearised=linearised if self.formula else None,
         )
 
     def flip(self, tree: Any) -> Any:
@@ -152,6 +196,7 @@ def run_in_parallel(
     max_steps: int | None,
     window: int | None,
     throw: bool,
+    growth: bool,
 ) -> Any:
     """`((carry, ys), solution)` by sweeps; there are steps, and entries in a state."""
     layout = job.layout
@@ -166,18 +211,7 @@ def run_in_parallel(
     outputs, structure = pytree.tree_flatten(y)
     aliases = [places.get(id(x)) for x in outputs]
 
-    found = job.drivers()
-    if found.tainted:
-        driver, source = found.tainted[0]
-        struct = layout.structs[layout.names.index(driver)]
-        why = "may depend on floats (PyTorch cannot trace `f`)"
-        if source:
-            why = f"depends on `{source}`"
-        raise TypeError(
-            f"`{driver}` ({struct}) {why}, and only float leaves of the carry can be "
-            'iterated on. Make it a float, or use solver="sequential".'
-        )
-    before, after = found.run(job.init, job.xs, job.length)
+    before, after = job.run_drivers()
     problem = job.chain(before)
     solution = solve_chain(
         problem,
@@ -188,6 +222,7 @@ def run_in_parallel(
         max_steps=max_steps,
         window=window,
         throw=throw,
+        growth=growth,
     )
     z = solution.value
     carries = layout.join(z, after)
@@ -292,6 +327,7 @@ def _unassessed(job, carries, z):
             "residual": unknown,
             "converged_prefix": prefix,
             "error_estimate": unknown,
+            "lyapunov_exponent": unknown,
         },
         position=job.length - 1 - prefix if job.reverse else prefix,
     )

@@ -6,10 +6,12 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from parafix.core.torch import (
+    AbstractStructure,
     AbstractSweep,
     as_sweep,
     checked_count,
     Sequential,
+    structure_of,
 )
 
 from ._auto import choose
@@ -37,6 +39,7 @@ def scan(
     window: int | None = None,
     throw: bool = True,
     return_solution: bool = False,
+    structure: AbstractStructure | None = None,
 ) -> Any:
     """A loop over time that can treat all times at once.
 
@@ -70,9 +73,10 @@ def scan(
     - `xs`: inputs with time as the first axis, `(T, B, ...)`, or `None`.
     - `length`: `T`; needed where there are no `xs`.
     - `reverse`: whether to go from the last time to the first.
-    - `solver`: `"deer"` (Newton), `"jacobi"`, `"sequential"` (the loop itself), any
-        other registered sweep, a solver object, or `"auto"`: sequential where sweeps do
-        not pay ([`parafix.deer.torch.choose`][] says when) or cannot serve.
+    - `solver`: `"deer"` (Newton), `"quasi-deer"`, `"elk"`, `"quasi-elk"`, `"picard"`,
+        `"jacobi"`, `"sequential"` (the loop itself), any other registered sweep, a
+        solver object, or `"auto"`: sequential where sweeps do not pay
+        ([`parafix.deer.torch.choose`][] says when) or cannot serve.
     - `guess`: a pytree like the carry with a leading axis `T`, in the order of `ys`,
         for instance the `value` of an earlier solution; `init` at all times by default.
         Its gradient is zero.
@@ -83,7 +87,16 @@ def scan(
     - `window`: solve this many times to the end before going on to the next. Bounds
         memory by `O(T n) + O(window n^2)`, gradients included.
     - `throw`: whether a failure of any sample raises. A sequential solve never does.
-    - `return_solution`: whether to return how it went, too.
+    - `return_solution`: whether to return how it went, too. That takes about one more
+        sweep, for the Lyapunov exponent.
+    - `structure`: what is known of the Jacobian of `f` with respect to the float leaves
+        of the carry, one after the other: [`parafix.core.torch.Diagonal`][],
+        [`parafix.core.torch.Blocks`][], or a function that computes it
+        ([`parafix.core.torch.Custom`][]). Sweeps, certificate and gradient then cost
+        what it costs. By default the attribute `structure` of `f`, and dense where
+        there is none. If `f` has a method `linearised`, too, `(carry, x) -> (carry, a)`
+        with the Jacobian in the form of that attribute, it is called instead of pulls;
+        it and `f` then take all times at once, `(T, B, ...)`.
 
     **Returns:**
 
@@ -95,7 +108,9 @@ def scan(
 
     `TypeError` or `ValueError` for arguments that do not fit, among them an `f` that is
     seen to mix samples, and `RuntimeError` with the sentence of the first sample that
-    failed if `throw` is true.
+    failed if `throw` is true. A false `structure` is a `ValueError`, whatever `throw`,
+    where sweeps run: products with the Jacobian at a few points, some far from `init`,
+    contradict it. [`parafix.deer.torch.check_structure`][] says where.
 
     ??? cite "Reference"
 
@@ -108,20 +123,37 @@ def scan(
     automatic = isinstance(solver, str) and solver == "auto"
     # A wrong name or a doubled tolerance is an error wherever the solve would run.
     chosen = as_sweep("sequential" if automatic else solver, rtol, atol)
+    formula = structure is None and hasattr(f, "linearised")
+    structure = _checked_structure(structure, f)
     layout = Layout.of(init)
+    structure.shape(layout.size)  # An error if there cannot be such blocks.
     guess = None if guess is None else _checked_guess(guess, layout, steps)
     xs = flip(xs) if reverse else xs
-    job = Job(f, layout, init, xs, steps, reverse, rtol, atol)
+    job = Job(f, layout, init, xs, steps, reverse, rtol, atol, structure, formula)
     if automatic:
-        name = choose(steps, layout.size, layout.device.type, layout.samples).solver
+        size, samples = layout.size, layout.samples
+        name = choose(steps, size, layout.device.type, samples, structure).solver
         if name != "sequential" and sweeps_serve(job):
             chosen, solver = as_sweep(name, rtol, atol), name
     if isinstance(chosen, Sequential) or steps * layout.size * layout.samples == 0:
         if isinstance(solver, Sequential):
             rtol, atol = solver.rtol, solver.atol
         return run_sequentially(job, rtol, atol, return_solution)
-    out, solution = run_in_parallel(job, solver, guess, max_steps, window, throw)
+    out, solution = run_in_parallel(
+        job, solver, guess, max_steps, window, throw, return_solution
+    )
     return (out, solution) if return_solution else out
+
+
+def _checked_structure(structure, f):
+    if structure is None:
+        return structure_of(f)
+    if not isinstance(structure, AbstractStructure):
+        raise TypeError(
+            "`structure` must be an AbstractStructure such as `Diagonal()` or "
+            f"`Blocks(4)`, got {structure!r}."
+        )
+    return structure
 
 
 def _checked_length(xs, length):

@@ -1,0 +1,116 @@
+"""Whether a declared structure of the Jacobian is true."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from ._calculus import jvp
+from ._certificate import unstable_above
+from ._chain import AllTimes, Chain, jacobian
+from ._structure import Dense
+
+
+# Random states of the size of one, their negatives, small and large ones.
+_SCALES = (1.0, -1.0, 0.1, -10.0, 10.0)
+
+
+def check_structure(problem: Chain) -> None:
+    """Compare the declared Jacobian of a chain with the whole one, at several points.
+
+    The points are the initial states, and around them random states, some with their
+    signs flipped, small ones and large ones, each with the input of another time. What
+    a step does at no such point is not seen. Entries that are not finite say nothing.
+
+    **Arguments:**
+
+    - `problem`: a [`parafix.core.torch.Chain`][].
+
+    **Raises:**
+
+    `ValueError` if the declaration is false: with the entry that is worst, and what
+    stands there.
+    """
+    size = problem.size
+    if problem.length == 0 or problem.init.numel() == 0:
+        return
+    with torch.no_grad():
+        z, xs = _points(problem)
+        step = problem.at_all_times
+        structure = step.structure
+        declared = structure.dense(jacobian(step, z, xs)[1], size)
+        whole = AllTimes(step.step, step.broadcasts, None, Dense())
+        true = jacobian(whole, z, xs)[1]
+        error = (declared - true).abs()
+        scale = torch.maximum(declared.abs(), true.abs())
+        scale = torch.where(torch.isfinite(scale), scale, 0).amax((-2, -1), True)
+        relative = torch.where(torch.isfinite(error), error, 0) / scale
+        relative = torch.where(scale > 0, relative, 0)
+        # What stands where nothing should is told first: it falsifies the others, too.
+        entire = structure.dense(z.new_ones(structure.shape(size)), size)
+        beyond = torch.where(entire == 0, relative, 0)
+        if bool(beyond.max() > unstable_above(problem)):
+            relative = beyond
+        if bool(relative.max() <= unstable_above(problem)):
+            return
+        place = torch.unravel_index(relative.argmax(), relative.shape)
+        point, sample, row, column = map(int, place)
+    raise ValueError(
+        f"{_FALSE} Entry ({row}, {column}) is "
+        f"{float(true[point, sample, row, column]):.6g} where the structure has "
+        f"{float(declared[point, sample, row, column]):.6g}, at the state "
+        f"{z[point, sample].tolist()}."
+    )
+
+
+def verify(problem: Chain) -> None:
+    """Raises `ValueError` if some product shows the structure to be false.
+
+    One product with a random vector at every point: of two matrices that differ, those
+    agree with probability zero. Costs as much as some steps, whatever the length.
+    Looks at values: on a GPU, the host waits for them.
+    """
+    with torch.no_grad():
+        z, xs = _points(problem)
+        step = problem.at_all_times
+        v = _random(0, z[0])
+        v = (v + torch.sign(v)).expand_as(z)
+        _, a = jacobian(step, z, xs)
+        true = jvp(lambda z: step(z, xs), (z,), (v,))
+        declared = step.structure.apply(a, v)
+        scale = step.structure.apply(a.abs(), v.abs()) + true.abs()
+        scale = torch.where(torch.isfinite(scale), scale, 0).amax(-1, True)
+        # False for what is not finite.
+        false = (declared - true).abs() > unstable_above(problem) * scale
+        if bool(false.any()):
+            raise ValueError(f"{_FALSE} {_REMEDY}")
+
+
+_FALSE = "The declared structure of the Jacobian is false."
+_REMEDY = (
+    "The step couples entries of the state which the structure keeps apart, or a "
+    "supplied Jacobian is not that of the step; `check_structure` names the entry."
+)
+
+
+def _points(problem: Chain) -> tuple[Tensor, Any]:
+    """Some states `(P, B, n)`, and the inputs of as many times."""
+    init = problem.init.detach()
+    others = [
+        scale * _random(1 + i, init) + (init if scale > 0 else -init)
+        for i, scale in enumerate(_SCALES)
+    ]
+    z = torch.stack([init, *others])
+    # The same for every length: from the first time to the last.
+    last = problem.length - 1
+    times = [last * i // (len(z) - 1) for i in range(len(z))]
+    index = torch.tensor(times, device=init.device)
+    return z, pytree.tree_map_only(Tensor, lambda x: x.detach()[index], problem.xs)
+
+
+def _random(seed: int, like: Tensor) -> Tensor:
+    """The same numbers in every run, on every device."""
+    generator = torch.Generator().manual_seed(seed)
+    numbers = torch.randn(like.shape, generator=generator, dtype=torch.float64)
+    return numbers.to(like)

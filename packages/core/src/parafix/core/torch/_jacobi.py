@@ -1,0 +1,23 @@
+import dataclasses
+
+from ._sweep import AbstractSweep
+
+
+@dataclasses.dataclass(frozen=True)
+class Jacobi(AbstractSweep):
+    """Jacobi: `A_t = 0`, so `z' = f(z)`. No Jacobian and no scan.
+
+    A sweep is as cheap as it can be; the number of sweeps is the memory length of the
+    chain, whatever `T`.
+
+    **Arguments:**
+
+    As those of [`parafix.core.torch.AbstractSweep`][].
+    """
+
+    def transition(self, step, z, x):
+        return step(z, x), None
+
+    def num_linear(self, size):
+        del size
+        return 0

@@ -1,0 +1,68 @@
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import PyTree
+
+import parafix.core.jax
+from parafix.core.jax import AbstractStructure
+
+from ._carry import Layout
+from ._run import as_chain, Job
+
+
+def check_structure(
+    f: Callable[[Any, Any], tuple[Any, Any]],
+    structure: AbstractStructure,
+    carry: PyTree,
+    xs: PyTree,
+) -> None:
+    """Compare a declared structure with the whole Jacobian of `f`, at several points.
+
+    !!! example
+
+        ```python
+        check_structure(cell, Diagonal(), h0, xs)      # or cell.structure
+        ```
+
+    The points are the carry, and random ones: near it, with the signs flipped, small
+    and large, each with another of the inputs. Memory and time are those of some dense
+    Jacobians. What happens at no such point is not seen.
+
+    Every call of [`parafix.deer.jax.scan`][] with a declared structure makes a cheaper
+    test by itself: one product with the Jacobian at each of these points.
+
+    **Arguments:**
+
+    - `f`: `(carry, x) -> (carry, y)`, as for `scan`.
+    - `structure`: what is declared.
+    - `carry`: a typical carry, with concrete values.
+    - `xs`: inputs with time as the first axis of every leaf; `None` if there are none.
+
+    **Raises:**
+
+    `ValueError` if the declaration is false: with the entry that is worst, what stands
+    there, and at which carry.
+    """
+    carry = jax.tree.map(jnp.asarray, carry)
+    layout = Layout.of(jax.eval_shape(lambda carry: carry, carry))
+    lengths = {jnp.shape(x)[0] for x in jax.tree.leaves(xs)} or {1}
+    if len(lengths) > 1:
+        raise ValueError(f"The leaves of `xs` must have one length, got {lengths}.")
+    job = Job(
+        f,
+        layout,
+        rtol=None,
+        atol=None,
+        length=lengths.pop(),
+        reverse=False,
+        unroll=1,
+        max_steps=None,
+        window=None,
+        throw=True,
+        return_solution=False,
+        structure=structure,
+    )
+    problem, _, _ = as_chain(job, carry, jax.tree.map(jnp.asarray, xs))
+    parafix.core.jax.check_structure(problem)
