@@ -92,6 +92,8 @@ class Report(NamedTuple):
     num_evals: Tensor
     residual: Tensor
     entry: Tensor
+    # The first time at which a loop has computed the state.
+    start: Tensor
 
 
 class Part(NamedTuple):

@@ -8,6 +8,7 @@ from ._capture import Autocast
 from ._certificate import ErrorEstimate, Report
 from ._chain import Chain, chunks
 from ._chain_map import AbstractChainMap
+from ._finish import finish
 from ._measure import at
 from ._result import leaf_of, raise_if, RESULTS
 from ._sweep import AbstractSweep, solve_by_sweeps
@@ -24,6 +25,7 @@ class ChainProblem:
     max_steps: int
     window: int
     throw: bool
+    fallback: bool = False
 
     def solve(
         self,
@@ -39,6 +41,7 @@ class ChainProblem:
         chain, length = self.chain, self.chain.length
         step, error = map.bound(tensors), ErrorEstimate.zero(init)
         parts, reports = [], []
+        exact = torch.ones_like(init[:, 0], dtype=torch.bool)
         for begin, end in chunks(length, self.window):
             part = Chain(
                 step,
@@ -56,14 +59,22 @@ class ChainProblem:
             if guess is not None or begin:
                 start = torch.where(torch.isfinite(start), start, 0)
             steps = min(self.max_steps, end - begin)
+            before = error
             z, report, error = solve_by_sweeps(self.solver, part, start, error, steps)
+            if self.fallback:
+                z, report, error = finish(
+                    self.solver, part, z, report, before, error, exact
+                )
+                exact = exact & (report.start == 0)
             if self.throw:
                 position = part.offset + part.stride * report.prefix
                 names = tuple(leaf.name for leaf in chain.leaves)
                 leaf = leaf_of(report.entry, chain.leaves)
                 raise_if(report.result, position, leaf, names)
             parts.append(z)
-            reports.append(report._replace(prefix=begin + report.prefix))
+            at_all = report.start < part.length
+            first = torch.where(at_all, begin + report.start, length)
+            reports.append(report._replace(prefix=begin + report.prefix, start=first))
             init = z[-1]
         z = parts[0] if len(parts) == 1 else torch.cat(parts)
         return z, _summary(reports), error.value
@@ -84,4 +95,5 @@ def _summary(reports):
         num_evals=each.num_evals.sum(0),
         residual=each.residual.amax(0),
         entry=at(each.entry, one),
+        start=each.start.amin(0),
     )

@@ -31,6 +31,7 @@ def solve_chain(
     max_steps: int | None = None,
     window: int | None = None,
     throw: bool = True,
+    fallback: str | None = None,
 ) -> Solution[States]:
     """Solve a batch of chains for all their states at once.
 
@@ -54,6 +55,9 @@ def solve_chain(
     - `window`: solve this many times to the end before going on to the next, which
         bounds memory by `O(T n) + O(window n^2)`, gradients included; `None` for all.
     - `throw`: whether a failure of any sample raises.
+    - `fallback`: what to do with samples on which sweeps fail. `"sequential"`: go on
+        from the prefix, one step after the other, so that the solve ends well; from the
+        beginning if the chain amplifies rounding. `None`: nothing.
 
     **Returns:**
 
@@ -81,6 +85,8 @@ def solve_chain(
             f"`guess` must have shape {shape}, one state for every time; got "
             f"{tuple(guess.shape)}."
         )
+    if fallback not in (None, "sequential"):
+        raise ValueError(f'`fallback` must be None or "sequential", got {fallback!r}.')
     max_steps = checked_count("max_steps", max_steps)
     window = checked_count("window", window)
     autocast = Autocast.now(init.device)
@@ -100,6 +106,7 @@ def solve_chain(
         length if max_steps is None else max_steps,
         length if window is None else min(window, length),
         throw,
+        fallback is not None,
     )
     guess = None if guess is None else guess.to(wide.init.dtype)
     with autocast.entered(enabled=False):
@@ -181,6 +188,7 @@ def assess(
             none + 2,
             residual,
             entry,
+            none,
         )
     return _solution(problem, z, report, error, none + products)
 
@@ -212,7 +220,8 @@ def _empty_solution(problem):
     samples = problem.init.shape[:1]
     none = torch.zeros(samples, dtype=torch.int64, device=problem.init.device)
     zero = problem.init.new_zeros(samples)
-    report = Report(none, none + problem.length, none, none, zero, none)
+    length = none + problem.length
+    report = Report(none, length, none, none, zero, none, length)
     z = problem.init.new_zeros((problem.length, *problem.init.shape))
     return _solution(problem, z, report, zero, none)
 
@@ -238,6 +247,7 @@ def _solution(problem, z, report, error, num_linear):
             "residual": report.residual,
             "converged_prefix": report.prefix,
             "error_estimate": error,
+            "sequential_from": report.start,
         },
         position=problem.offset + problem.stride * report.prefix,
         leaf=leaf_of(report.entry, problem.leaves),

@@ -185,7 +185,13 @@ def solve_by_sweeps(
         beyond = torch.arange(length, device=z.device)[:, None] >= end
         z = torch.where(beyond[..., None], torch.nan, z)
     report = Report(
-        result, prefix, state.num_steps, state.num_steps + count, residual, entry
+        result,
+        prefix,
+        state.num_steps,
+        state.num_steps + count,
+        residual,
+        entry,
+        none + length,
     )
     return z, report, certificate.error
 

@@ -148,6 +148,7 @@ def run_in_parallel(
     max_steps: int | None,
     window: int | None,
     throw: bool,
+    fallback: str | None = None,
 ) -> Any:
     """`((carry, ys), solution)` by sweeps; there are steps, and entries in a state."""
     layout = job.layout
@@ -177,10 +178,11 @@ def run_in_parallel(
         solver=solver,
         rtol=job.rtol,
         atol=job.atol,
-        guess=None if guess is None else layout.split(job.flip(guess))[0],
+        guess=_states(job, problem, guess),
         max_steps=max_steps,
         window=window,
         throw=throw,
+        fallback=fallback,
     )
     z = solution.value
     carries = layout.join(z, after)
@@ -193,6 +195,17 @@ def run_in_parallel(
         ys = pytree.tree_unflatten(ys, structure)
     solution = dataclasses.replace(solution, value=job.flip(carries))
     return (carry, job.flip(ys)), solution
+
+
+def _states(job, problem, guess):
+    """The states `(T, B, n)` at which the sweeps start."""
+    if guess is None:
+        return None
+    if isinstance(guess, str):
+        # What one step from the initial carry leads to.
+        with torch.no_grad():
+            return problem(problem.init.expand(job.length, *problem.init.shape))
+    return job.layout.split(job.flip(guess))[0]
 
 
 def _outputs(job, lag, drivers, window):
@@ -238,6 +251,7 @@ def _unassessed(job, carries, z):
             "residual": unknown,
             "converged_prefix": prefix,
             "error_estimate": unknown,
+            "sequential_from": none,
         },
         position=job.length - 1 - prefix if job.reverse else prefix,
     )
