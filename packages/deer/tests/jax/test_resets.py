@@ -88,6 +88,7 @@ class TestResets:
         # That of the initial carry is a sum over three segments.
         assert_close(actual, gradients(apart, problem), 1e-9)
 
+    @pytest.mark.slow
     def test_second_derivatives_and_forward_mode(self):
         problem = tanh_cell(jax.random.key(2), LENGTH)
         f, xs = problem.bind(), problem.xs
@@ -250,7 +251,7 @@ class TestBadSegments:
             h = jnp.where(jnp.abs(h) > 1.5, -0.1 * h, h**5 - h**3 + x)
             return h, h
 
-        xs = jnp.sin(jnp.arange(LENGTH) * 1.0)
+        xs = jnp.sin(jnp.arange(float(LENGTH)))
         guess = jnp.full(LENGTH, 1e180)
         out = scan(f, jnp.array(0.5), xs, solver="deer", resets=RESETS, guess=guess)
         assert_close(out, separate(f, jnp.array(0.5), xs), 1e-9)
@@ -419,7 +420,7 @@ class TestBadInput:
         self.fails(ValueError, match, solver, resets=np.zeros(shape, bool))
 
     def test_resets_that_are_no_booleans(self, solver):
-        for resets in (np.zeros(5), [0, 1, 0, 0, 1]):
+        for resets in (np.zeros(5), np.array([0, 1, 0, 0, 1])):
             self.fails(TypeError, "`resets` must be booleans", solver, resets=resets)
 
     @pytest.mark.parametrize("lengths", [-1, 6])

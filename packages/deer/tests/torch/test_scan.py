@@ -398,6 +398,7 @@ class TestStatistics:
         "residual",
         "converged_prefix",
         "error_estimate",
+        "sequential_from",
     }
 
     @pytest.mark.parametrize(

@@ -210,7 +210,8 @@ def _checked_length(xs, length):
 
 def _checked_guess(guess, layout, length):
     if isinstance(guess, Solution):
-        guess = guess.value
+        # What it was made by is not differentiated through.
+        guess = pytree.tree_map_only(Tensor, Tensor.detach, guess.value)
     if guess is None or (isinstance(guess, str) and guess == "init"):
         return None
     if isinstance(guess, str):

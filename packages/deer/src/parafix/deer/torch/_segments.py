@@ -119,7 +119,8 @@ def solve_segments(
         found = found | bad
         dead = new if dead is None else dead | new
         segments = dataclasses.replace(segments, dead=dead)
-        out, solution = solve(segments, solution.value)
+        guess = pytree.tree_map_only(Tensor, torch.Tensor.detach, solution.value)
+        out, solution = solve(segments, guess)
         rounds = rounds + solution.stats["num_steps"]
         evals = evals + solution.stats["num_evals"]
         linear = linear + solution.stats["num_linear"]
