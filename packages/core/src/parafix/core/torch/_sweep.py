@@ -184,14 +184,9 @@ def solve_by_sweeps(
         end = torch.where(state.nonfinite, prefix, length)
         beyond = torch.arange(length, device=z.device)[:, None] >= end
         z = torch.where(beyond[..., None], torch.nan, z)
+    steps = state.num_steps
     report = Report(
-        result,
-        prefix,
-        state.num_steps,
-        state.num_steps + count,
-        residual,
-        entry,
-        none + length,
+        result, prefix, steps, steps + count, residual, entry, none + length
     )
     return z, report, certificate.error
 
