@@ -430,6 +430,7 @@ class TestStatistics:
         "converged_prefix",
         "error_estimate",
         "lyapunov_exponent",
+        "sequential_from",
     }
 
     @pytest.mark.parametrize(

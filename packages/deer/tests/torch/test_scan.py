@@ -399,6 +399,7 @@ class TestStatistics:
         "converged_prefix",
         "error_estimate",
         "lyapunov_exponent",
+        "sequential_from",
     }
 
     @pytest.mark.parametrize(

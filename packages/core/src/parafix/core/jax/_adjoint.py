@@ -102,7 +102,8 @@ class ChainAdjoint(AbstractTangent):
     `dz_t = A_t dz_{t-1} + (∂step/∂x dx_t + ∂step/∂θ dθ)`, `dz_0 = d init`,
 
     with the whole Jacobian `A_t` at the solution, and its transpose is backpropagation
-    through time. Right in forward and reverse mode and to every order; the gradient
+    through time. Where the chain is reset `A_t` is zero, and `origin` is one more of
+    the inputs. Right in forward and reverse mode and to every order; the gradient
     with respect to the guess is zero. Jacobian blocks are not kept between the passes:
     they are formed again, a chunk at a time, where they are needed.
     """
@@ -131,25 +132,32 @@ def _tangent(
     # `theta`: never the blocks.
     @eqx.filter_checkpoint
     def body(last, elements):
-        lag, xs, t_xs = elements
+        lag, xs, t_xs, resets = elements
 
-        def f(xs, step):
-            return jax.vmap(step)(lag, xs)
+        def f(xs, step, start):
+            if resets is None:
+                return jax.vmap(step)(lag, xs)
+            return jax.vmap(step)(jnp.where(resets[:, None], start, lag), xs)
 
         primals, tangents = (xs, problem.step), (t_xs, t_problem.step)
+        if resets is None:
+            primals, tangents = (*primals, None), (*tangents, None)
+        else:
+            primals, tangents = (*primals, problem.start), (*tangents, t_start)
         if jax.tree.leaves(tangents):
             _, b = eqx.filter_jvp(f, primals, tangents)
         else:
             b = jnp.zeros_like(lag)
         _, a = jax.vmap(lambda z, x: jacobian(problem.step, z, x))(lag, xs)
-        t_z = problem.structure.solve(a, b, last, adjoint.scan)
+        t_z = problem.structure.solve(a, b, last, adjoint.scan, resets)
         return t_z[-1], t_z
 
     last = jnp.zeros_like(problem.init) if t_problem.init is None else t_problem.init
+    t_start = t_problem.init if problem.origin is None else t_problem.origin
     _, t_z = scan_chunks(
         body,
         last,
-        (problem.lag(z), problem.xs, t_problem.xs),
+        (problem.lag(z), problem.xs, t_problem.xs, problem.resets),
         problem.length,
         chunk_size(adjoint.chunk, problem.length, problem.num_entries),
     )

@@ -1,3 +1,4 @@
+import equinox.internal as eqxi
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -14,6 +15,7 @@ from ._scan import (
 )
 from ._scan.algebra import apply, is_dense
 from ._scan.calculus import solve_fused
+from ._segments import along_time, checked_resets
 
 
 def affine_scan(
@@ -23,6 +25,7 @@ def affine_scan(
     *,
     reverse: bool = False,
     scan: str | AbstractScan = "auto",
+    resets: ArrayLike | None = None,
 ) -> Inexact:
     """Solve the affine recurrence `x_t = a_t x_{t-1} + b_t` for all times.
 
@@ -47,6 +50,9 @@ def affine_scan(
     - `scan`: an [`parafix.core.jax.AbstractScan`][], a registered name, or `"auto"`:
         sequential on a CPU, on an NVIDIA GPU `triton` where it has no reason against,
         associative elsewhere.
+    - `resets`: booleans `(T,)`: where true, the recurrence starts over, `x_t = b_t`,
+        whatever precedes: a NaN or an infinity there is not multiplied by zero but
+        left behind, in derivatives too. None by default.
 
     **Returns:**
 
@@ -75,6 +81,9 @@ def affine_scan(
                 f"scan={scan!r} cannot solve this recurrence (a: {a.dtype}{a.shape}, "
                 f"b: {b.dtype}{b.shape}): " + "; ".join(reasons)
             )
+    if resets is not None:
+        resets = checked_resets(resets, b.shape[0])
+        a = jnp.where(along_time(resets, a), 0, a)
     if b.size == 0:
         return b
     if init is None:
@@ -82,10 +91,10 @@ def affine_scan(
         if a.shape[0] == b.shape[0]:
             # So that a NaN there cannot reach the result as `NaN * 0`.
             a = a.at[-1 if reverse else 0].set(0)
-    if chosen == "auto":
-        kernel = TritonScan()
-        if not kernel.reasons_against(a, b):
-            return solve_fused(a, b, init, kernel, reverse, fallback=True)
+    if resets is not None:
+        return _solve(chosen, a, b, init, reverse, resets)
+    if chosen == "auto" and not TritonScan().reasons_against(a, b):
+        return solve_fused(a, b, init, TritonScan(), reverse, fallback=True)
     if isinstance(chosen, AbstractFusedScan):
         return solve_fused(a, b, init, chosen, reverse, fallback=False)
     return _solve(chosen, a, b, init, reverse)
@@ -118,7 +127,9 @@ def as_scan(scan: str | AbstractScan) -> AbstractScan:
     return named("scan", scan)()
 
 
-def _run(scan, a, b, init, reverse):
+def _run(scan, a, b, init, reverse, resets=None):
+    if resets is not None:
+        return _run_restarting(scan, a, b, init, reverse, resets)
     if scan != "auto":
         return scan.solve(a, b, init, reverse)
     return lax.platform_dependent(
@@ -130,7 +141,31 @@ def _run(scan, a, b, init, reverse):
     )
 
 
-def _solve(scan, a, b, init, reverse):
+def _run_restarting(scan, a, b, init, reverse, resets):
+    # Where `a` is zero, a scan multiplies what precedes by it; and `0 * NaN` is NaN,
+    # which then is everywhere after. If all is finite, that has not happened.
+    if scan == "auto" and not TritonScan().reasons_against(a, b):
+        x = solve_fused(a, b, init, TritonScan(), reverse, fallback=True)
+    elif isinstance(scan, AbstractFusedScan):
+        x = solve_fused(a, b, init, scan, reverse, fallback=False)
+    else:
+        x = _run(scan, a, b, init, reverse)
+    broken = ~jnp.isfinite(x).all()
+
+    def body(x, inputs):
+        a_t, b_t, reset = inputs
+        x = jnp.where(reset, b_t, apply(a_t, x) + b_t)
+        return x, x
+
+    def one_after_the_other():
+        again = lax.scan(body, init, (a, b, resets), reverse=reverse)[1]
+        return jnp.where(broken, again, x)
+
+    # Nobody pays for it unless somebody needs it, and only those get it.
+    return lax.cond(eqxi.unvmap_any(broken), one_after_the_other, lambda: x)
+
+
+def _solve(scan, a, b, init, reverse, resets=None):
     # The unknown is the states at T + 1 times, the first of which is given: the linear
     # system `y_0 = init` and `y_t - a_t y_{t-1} = b_t`. Its transpose is the recurrence
     # `l_t = a_{t+1}^T l_{t+1} + g_t` with `l_T = g_T`: the same `a`, the other way.
@@ -138,16 +173,19 @@ def _solve(scan, a, b, init, reverse):
     # sides are linear all at once. (XLA sees that slices of concatenations are parts.)
     def matvec(y):
         past, future = _ends(y, reverse)
+        if resets is not None:
+            past = jnp.where(along_time(resets, past), 0, past)
         return _join(_edge(y, reverse), future - apply(a, past), reverse)
 
     def solve(_, rhs):
         init, b = _edge(rhs, reverse), _ends(rhs, reverse)[1]
-        return _join(init, _run(scan, a, b, init, reverse), reverse)
+        return _join(init, _run(scan, a, b, init, reverse, resets), reverse)
 
     def transpose_solve(_, g):
         a_t = jnp.swapaxes(a, -1, -2) if is_dense(a, b) else a
         last, g = _edge(g, not reverse), _ends(g, not reverse)[1]
-        return _join(last, _run(scan, a_t, g, last, not reverse), not reverse)
+        x = _run(scan, a_t, g, last, not reverse, resets)
+        return _join(last, x, not reverse)
 
     y = lax.custom_linear_solve(matvec, _join(init, b, reverse), solve, transpose_solve)
     return _ends(y, reverse)[1]

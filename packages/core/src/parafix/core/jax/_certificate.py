@@ -8,12 +8,13 @@ import equinox.internal as eqxi
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from ._chain import Chain, chunk_size, jacobian, scan_chunks
 from ._custom_types import BoolScalar, FloatScalar, IntScalar, State, States
 from ._measure import first, max_abs, ratio, rounded_throughout, tolerance
 from ._scan import AbstractScan
+from ._segments import along_time
 
 
 class ErrorEstimate(eqx.Module):
@@ -79,24 +80,28 @@ def certify(
     atol: Any,
     scan: str | AbstractScan = "auto",
     chunk: int | None = None,
+    dead: Bool[Array, " T"] | None = None,
 ) -> Certificate:
     """The residual and the Newton step at `z`, and how far rounding is carried.
 
     One more evaluation, with the whole Jacobian whatever the solver used. `error` is
-    that of what precedes the chain.
+    that of what precedes the chain. Of the times `dead`, which hold no number, only the
+    residual is looked at.
     """
     length = problem.length
 
     def body(sofar, elements):
-        lag, z, xs, index = elements
+        lag, z, xs, index, resets, dead = elements
         f, a = jax.vmap(lambda z, x: jacobian(problem.step, z, x))(lag, xs)
         r = f - z
         tol = tolerance(rtol, atol, z)
-        part = Part(z, r, tol, index)
+        residual = max_abs(ratio(r, tol))
+        part = Part(z, r, tol, index, resets).without(dead)
         new = _carry_rounding(problem, scan, sofar, part, a)
         a = jnp.where(jnp.isfinite(a), a, 0)
         fresh = _fresh(sofar, index)
-        d = propagate(problem, scan, a, r, sofar.error.step, fresh)
+        d = propagate(problem, scan, a, part.r, sofar.error.step, fresh, part.resets)
+        tol = part.tol
         distance = ratio(d, tol + 10 * new.error.error)
         near = first(~(jnp.abs(distance) <= 1), index, length)
         return (
@@ -104,7 +109,7 @@ def certify(
                 lambda c: (c.residual, c.newton, c.near, c.error.step),
                 new,
                 (
-                    jnp.maximum(sofar.residual, max_abs(ratio(r, tol))),
+                    jnp.maximum(sofar.residual, residual),
                     jnp.maximum(sofar.newton, max_abs(distance)),
                     jnp.minimum(sofar.near, near),
                     d[-1],
@@ -116,7 +121,7 @@ def certify(
     certificate, _ = scan_chunks(
         body,
         Certificate.start(problem, error),
-        (problem.lag(z), z, problem.xs, jnp.arange(length)),
+        (problem.lag(z), z, problem.xs, jnp.arange(length), problem.resets, dead),
         length,
         chunk_size(chunk, length, problem.num_entries),
     )
@@ -130,6 +135,18 @@ class Part(NamedTuple):
     r: States
     tol: States
     times: Int[Array, " T"]
+    resets: Bool[Array, " T"] | None = None
+
+    def without(self, dead: Bool[Array, " T"] | None) -> "Part":
+        """All times but `dead`, which become steps from zero to zero."""
+        if dead is None:
+            return self
+        z, r, tol = (
+            jnp.where(dead[:, None], fill, x)
+            for fill, x in ((0, self.z), (0, self.r), (1, self.tol))
+        )
+        resets = dead if self.resets is None else self.resets | dead
+        return Part(z, r, tol, self.times, resets)
 
 
 def vouch(
@@ -175,14 +192,15 @@ def vouch(
 
 def _carry_rounding(problem, scan, sofar, part, a):
     """Takes the estimate of the error over the next chunk."""
-    z, _, tol, index = part
+    z, _, tol, index, resets = part
     length = problem.length
     # A derivative that is not finite says nothing about rounding.
     a = jnp.where(jnp.isfinite(a), a, 0)
     eps = jnp.asarray(problem.eps, z.dtype)[None]
     position = problem.offset + problem.stride * index
     rounding = eps * z * _signs(position, problem.size).astype(z.dtype)
-    e = propagate(problem, scan, a, rounding, sofar.error.last, _fresh(sofar, index))
+    fresh = _fresh(sofar, index)
+    e = propagate(problem, scan, a, rounding, sofar.error.last, fresh, resets)
     lost = first(~(jnp.abs(e) <= tol), index, length)
     new = (lost < length) & (sofar.prefix == length)
     entry = _worst(e[jnp.minimum(lost - index[0], e.shape[0] - 1)])
@@ -207,16 +225,16 @@ def _fresh(sofar, index):
     return jnp.where(sofar.error.last.any() | sofar.error.step.any(), -1, index)
 
 
-def propagate(problem, scan, a, b, last, index):
+def propagate(problem, scan, a, b, last, index, resets=None):
     """`d_t = a_t d_{t-1} + b_t` from `last`, and from zero where `index` is zero."""
-    return problem.structure.solve(opened(a, index), b, last, scan)
+    return problem.structure.solve(opened(a, index), b, last, scan, resets)
 
 
-def opened(a, index):
-    """`a`, and zero where `index` is zero."""
-    start = (index == 0).reshape(-1, *(1,) * (a.ndim - 1))
+def opened(a, index, resets=None):
+    """`a`, and zero where `index` is zero and at resets."""
+    start = index == 0 if resets is None else (index == 0) | resets
     # Nothing precedes the first time; masking keeps a NaN there from `NaN * 0`.
-    return jnp.where(start, 0, a)
+    return jnp.where(along_time(start, a), 0, a)
 
 
 def _signs(position, size):
@@ -231,8 +249,7 @@ def worst_entry(problem, z, prefix):
     """Which entry of the state at `prefix` is the worst: first NaN, then residual."""
     t = jnp.minimum(prefix, problem.length - 1)
     x = jax.tree.map(lambda x: x[t], problem.xs)
-    previous = jnp.where(t == 0, problem.init, z[t - 1])
-    r = jnp.abs(problem.step(previous, x) - z[t])
+    r = jnp.abs(problem.step(problem.before(z, t), x) - z[t])
     return _worst(r)
 
 

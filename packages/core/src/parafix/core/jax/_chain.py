@@ -6,9 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Float, Int, PyTree, Shaped
+from jaxtyping import Array, Bool, Float, Int, PyTree, Shaped
 
-from ._custom_types import State, States
+from ._custom_types import IntScalar, State, States
+from ._segments import checked_resets
 from ._structure import AbstractStructure, structure_of
 
 
@@ -27,7 +28,9 @@ class Chain(eqx.Module):
     """A chain: `z_t = step(z_{t-1}, x_t)` for `t = 1, ..., T`, from `z_0 = init`.
 
     As one equation it is `z = f(z)` with `f(z)_t = step(z_{t-1}, x_t)`, whose Jacobian
-    has its blocks just below the diagonal.
+    has its blocks just below the diagonal. With `resets` it is several chains, one
+    after the other: where true, the step starts from `origin` instead of `z_{t-1}`,
+    which it does not see, be it NaN; the block there is zero.
     """
 
     step: Callable[[State, Any], State]
@@ -37,6 +40,8 @@ class Chain(eqx.Module):
     offset: Int[Array, ""] | int = 0
     stride: int = eqx.field(static=True, default=1)
     leaves: tuple[Leaf, ...] = eqx.field(static=True, default=())
+    resets: Bool[Array, " T"] | None = None
+    origin: State | None = None
 
     def __check_init__(self):
         for x in jax.tree.leaves(self.xs):
@@ -45,6 +50,13 @@ class Chain(eqx.Module):
                     f"Every leaf of `xs` must have `length` = {self.length} as its "
                     f"first axis, got shape {x.shape}."
                 )
+        if self.resets is not None:
+            checked_resets(self.resets, self.length)
+        if self.origin is not None and self.origin.shape != self.init.shape:
+            raise ValueError(
+                f"`origin` must have the shape of `init`, {self.init.shape}; got "
+                f"{self.origin.shape}."
+            )
 
     @property
     def eps(self) -> np.ndarray:
@@ -81,9 +93,27 @@ class Chain(eqx.Module):
         """`n`, the number of entries of a state."""
         return self.init.shape[0]
 
+    @property
+    def start(self) -> State:
+        """What a reset starts from."""
+        return self.init if self.origin is None else self.origin
+
     def lag(self, z: States) -> States:
-        """`z_{t-1}` for all `t`: `z` one step later, `init` in front."""
-        return jnp.concatenate([self.init[None], z[:-1]])
+        """The state before each step: `z` one step later, `init` in front.
+
+        After a reset: what it starts from.
+        """
+        before = jnp.concatenate([self.init[None], z[:-1]])
+        if self.resets is None:
+            return before
+        return jnp.where(self.resets[:, None], self.start, before)
+
+    def before(self, z: States, t: IntScalar) -> State:
+        """`lag(z)` at one time."""
+        before = jnp.where(t == 0, self.init, z[t - 1])
+        if self.resets is None:
+            return before
+        return jnp.where(self.resets[t], self.start, before)
 
     def __call__(self, z: States) -> States:
         """`f(z)`: all steps at once."""
@@ -102,6 +132,8 @@ Chain.__init__.__doc__ = """**Arguments:**
 - `offset`, `stride`: entry `i` is called position `offset + stride * i` in messages.
 - `leaves`: the [`parafix.core.jax.Leaf`][]s that a state consists of, in order; one of
     the dtype of `init` by default.
+- `resets`: booleans `(T,)`, or `None` for no reset.
+- `origin`: shape `(n,)`, what a reset starts from; `init` by default.
 """
 
 

@@ -11,6 +11,7 @@ from ._chain import Chain, chunk_size, jacobian, scan_chunks
 from ._custom_types import FloatScalar, IntScalar, States
 from ._measure import max_abs
 from ._scan.algebra import compose
+from ._segments import along_time
 
 
 def lyapunov_exponent(
@@ -21,7 +22,8 @@ def lyapunov_exponent(
     The largest Lyapunov exponent of the chain, as far as `t` steps show it: an error
     grows by `exp` of it in each step. NaN if `prefix` is zero or a derivative is not
     finite, minus infinity if nothing is remembered from the beginning to the end. `|.|`
-    is the largest entry. Carries no derivative.
+    is the largest entry. Carries no derivative. Steps after a reset, of which nothing
+    is remembered, are left out.
 
     Products are renormalised at every step. They are formed in `sqrt(T)` stretches side
     by side, and these are put together, so the depth is `O(sqrt(T))`.
@@ -45,11 +47,13 @@ def lyapunov_exponent(
         return (matrix, sofar + log), None
 
     def body(product, elements):
-        lag, xs, index = elements
+        lag, xs, index, resets = elements
         _, a = jax.vmap(lambda z, x: jacobian(fixed.step, z, x))(lag, xs)
         unit = _unit(fixed, a.dtype)
-        inside = (index < prefix).reshape(-1, *(1,) * unit.ndim)
-        a = jnp.where(inside, a, unit)
+        inside = index < prefix
+        if resets is not None:
+            inside = inside & ~resets
+        a = jnp.where(along_time(inside, a), a, unit)
         # Stretches of one length: what is missing at the end is filled by ones.
         length = a.shape[0]
         stretch = math.isqrt(length)
@@ -66,14 +70,18 @@ def lyapunov_exponent(
         return product, None
 
     dtype = fixed.init.dtype
+    index = jnp.arange(fixed.length)
+    count = prefix
+    if fixed.resets is not None:
+        count = ((index < prefix) & ~fixed.resets).sum()
     (_, log), _ = scan_chunks(
         body,
         (_unit(fixed, dtype), jnp.zeros((), dtype)),
-        (fixed.lag(z), fixed.xs, jnp.arange(fixed.length)),
+        (fixed.lag(z), fixed.xs, index, fixed.resets),
         fixed.length,
         chunk_size(chunk, fixed.length, fixed.num_entries),
     )
-    return log / prefix.astype(dtype)
+    return log / count.astype(dtype)
 
 
 def _unit(problem, dtype):

@@ -28,8 +28,10 @@ class Solution(eqx.Module, Generic[_Value]):
         and for chains `converged_prefix` (how many entries from the start are right to
         within tolerance) and `error_estimate` (how far rounding may have carried
         `value` from what another order of the same operations gives, relative to the
-        largest entry) and `lyapunov_exponent` (an error grows by about `exp` of it in
-        every step of that prefix; negative for a chain that forgets).
+        largest entry), `lyapunov_exponent` (an error grows by about `exp` of it in
+        every step of that prefix; negative for a chain that forgets) and
+        `sequential_from` (the first time, in the order of running, whose state a loop
+        has computed; `T` if none).
     """
 
     value: _Value

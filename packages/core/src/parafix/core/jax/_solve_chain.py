@@ -12,13 +12,15 @@ from ._certificate import certify, ErrorEstimate, worst_entry
 from ._chain import Chain, chunk_size, scan_chunks
 from ._check import checked_count, checked_tolerance
 from ._check_structure import verified
-from ._custom_types import FloatScalar, IntScalar, States
+from ._custom_types import States
 from ._growth import lyapunov_exponent
 from ._measure import max_residual
-from ._result import leaf_of, RESULTS
+from ._result import RESULTS
+from ._segments import since_reset
 from ._solution import Solution
 from ._solver import as_sweep, Sequential
 from ._structure import closed
+from ._summary import empty_solution, solution_of, Summary
 from ._sweep import AbstractSweep
 
 
@@ -34,6 +36,7 @@ def solve_chain(
     max_steps: int | None = None,
     window: int | None = None,
     throw: bool = True,
+    fallback: str | None = None,
 ) -> Solution[States]:
     """Solve a chain for all its states at once.
 
@@ -57,12 +60,15 @@ def solve_chain(
         bounds memory by `O(T n) + O(window n^2)`, gradients included; `None` for all.
     - `throw`: whether a failure raises, also under `jit` and when only a gradient is
         asked for.
+    - `fallback`: what to do where sweeps fail. `"sequential"`: go on from the prefix,
+        one step after the other, so that the solve ends well; from the beginning if the
+        chain amplifies rounding. `None`: nothing.
 
     **Returns:**
 
     A [`parafix.core.jax.Solution`][] with `value` of shape `(T, n)`. When a solve
     fails, that is the last iterate, exact on its prefix; from the first time at which
-    the true state is not finite it is NaN.
+    the true state is not finite it is NaN, up to the next reset.
 
     ??? cite "Reference"
 
@@ -79,12 +85,14 @@ def solve_chain(
             f"`guess` must have shape {(length, size)}, one state for every time; got "
             f"{guess.shape}."
         )
+    if fallback not in (None, "sequential"):
+        raise ValueError(f'`fallback` must be None or "sequential", got {fallback!r}.')
     max_steps = checked_count("max_steps", max_steps)
     window = checked_count("window", window)
     solver = as_sweep(solver, rtol, atol, _default_tolerance(problem))
     adjoint = as_adjoint(adjoint)
     if length == 0 or size == 0:
-        return _empty_solution(problem)
+        return empty_solution(problem)
     # What the step closes over becomes part of the problem, where the adjoint sees it.
     first = jax.tree.map(lambda x: x[0], problem.xs)
     step = closed(problem.step, problem.init, first)
@@ -98,7 +106,8 @@ def solve_chain(
         # So that a window bounds the memory of the gradient, too.
         chunk = min(window, chunk_size(None, length, problem.num_entries))
         adjoint = dataclasses.replace(adjoint, chunk=chunk)
-    return _solve_in_parallel(problem, solver, guess, adjoint, max_steps, window, throw)
+    options = {"window": window, "throw": throw, "fallback": fallback is not None}
+    return _solve_in_parallel(problem, solver, guess, adjoint, max_steps, options)
 
 
 def assess(
@@ -123,17 +132,21 @@ def assess(
     the size of rounding, since all times are evaluated at once for it.
     """
     if z.size == 0:
-        return _empty_solution(problem)
+        return empty_solution(problem)
     # What is reported about the states carries no derivative.
     fixed, fixed_z = _stop_gradient((problem, z))
     bad = ~jnp.isfinite(fixed_z).all(-1)
+    dead = None
+    if problem.resets is not None:
+        dead = since_reset(bad, problem.resets)
+        fixed_z = jnp.where(dead[:, None], 0, fixed_z)
     prefix = jnp.where(bad.any(), jnp.argmax(bad), problem.length)
     default = _default_tolerance(problem)
     rtol = checked_tolerance("rtol", rtol, default)
     atol = checked_tolerance("atol", atol, default)
     if fixed.has_tangent:
         certificate = certify(
-            fixed, fixed_z, ErrorEstimate.zero(fixed.init), rtol, atol
+            fixed, fixed_z, ErrorEstimate.zero(fixed.init), rtol, atol, dead=dead
         )
         residual, error = certificate.residual, certificate.error.value
         growth = lyapunov_exponent(fixed, fixed_z, prefix)
@@ -143,15 +156,18 @@ def assess(
         residual = max_residual(fixed(fixed_z), fixed_z, rtol, atol)
         error = growth = jnp.full((), jnp.nan, z.dtype)
         products = 0
-    summary = _Summary(
+    if dead is not None:
+        residual = jnp.where(bad.any(), jnp.nan, residual)
+    summary = Summary(
         RESULTS.where(bad.any(), RESULTS.nonfinite, RESULTS.successful),
         prefix,
         jnp.array(problem.length),
         jnp.array(2),
         residual,
         worst_entry(fixed, fixed_z, prefix),
+        jnp.array(0),
     )
-    return _solution(problem, z, summary, error, jnp.array(products), growth)
+    return solution_of(problem, z, summary, error, jnp.array(products), growth)
 
 
 def _default_tolerance(problem):
@@ -160,40 +176,9 @@ def _default_tolerance(problem):
     return float(tolerance[0]) if one and tolerance.size else tolerance
 
 
-def _empty_solution(problem):
-    none = jnp.array(0)
-    summary = _Summary(
-        RESULTS.successful,
-        jnp.array(problem.length),
-        none,
-        none,
-        jnp.zeros((), problem.init.dtype),
-        none,
-    )
-    return _solution(
-        problem,
-        jnp.zeros((problem.length, problem.size), problem.init.dtype),
-        summary,
-        jnp.zeros((), problem.init.dtype),
-        none,
-        jnp.full((), jnp.nan, problem.init.dtype),
-    )
-
-
-class _Summary(eqx.Module):
-    """What one window reports."""
-
-    result: RESULTS
-    prefix: IntScalar
-    num_steps: IntScalar
-    num_evals: IntScalar
-    residual: FloatScalar
-    entry: IntScalar
-
-
-def _solve_in_parallel(problem, solver, guess, adjoint, max_steps, window, throw):
+def _solve_in_parallel(problem, solver, guess, adjoint, max_steps, options):
     # The adjoint sees one solve of the whole chain, in the form of Optimistix.
-    options = {"problem": problem, "window": window, "throw": throw}
+    options = {"problem": problem, **options}
     inputs = (_fn, solver, guess, problem, options, max_steps, None, None, frozenset())
     z, (summaries, error) = adjoint.apply(_solve_windows, None, inputs, frozenset())
     # The first window that failed speaks for all.
@@ -205,6 +190,7 @@ def _solve_in_parallel(problem, solver, guess, adjoint, max_steps, window, throw
         num_steps=summaries.num_steps.sum(),
         num_evals=summaries.num_evals.sum(),
         residual=summaries.residual.max(),
+        start=summaries.start.min(),
     )
     # What is not a sweep is a certificate, which takes the whole Jacobian.
     certificates = summary.num_evals - summary.num_steps
@@ -212,8 +198,10 @@ def _solve_in_parallel(problem, solver, guess, adjoint, max_steps, window, throw
     linear = summary.num_steps * solver.num_linear(whole) + certificates * whole
     # Nobody else needs it: it costs those who look at it.
     chunk = chunk_size(solver.chunk, problem.length, problem.num_entries)
-    growth = lyapunov_exponent(problem, z, summary.prefix, min(window, chunk))
-    return _solution(problem, z, summary, error.value, linear, growth)
+    growth = lyapunov_exponent(
+        problem, z, summary.prefix, min(options["window"], chunk)
+    )
+    return solution_of(problem, z, summary, error.value, linear, growth)
 
 
 def _fn(z, problem):
@@ -225,8 +213,8 @@ def _solve_windows(inputs):
     _, solver, guess, problem, options, max_steps, _, _, _, while_loop = inputs
 
     def body(carry, elements):
-        init, error = carry
-        xs, guess, index = elements
+        init, error, exact = carry
+        xs, guess, index, resets = elements
         part = Chain(
             problem.step,
             init,
@@ -235,31 +223,38 @@ def _solve_windows(inputs):
             problem.offset + problem.stride * index[0],
             problem.stride,
             problem.leaves,
+            resets,
+            None if resets is None else problem.start,
         )
+        window = {"problem": part, "error": error, "exact": exact}
         z, stats = _solve_window(
-            part, solver, guess, max_steps, error, options, while_loop
+            solver, guess, max_steps, {**options, **window}, while_loop
         )
-        summary = _Summary(
+        start = stats["sequential_from"]
+        summary = Summary(
             stats["result"],
             index[0] + stats["converged_prefix"],
             stats["num_steps"],
             stats["num_evals"],
             stats["residual"],
             stats["entry"],
+            jnp.where(start < part.length, index[0] + start, problem.length),
         )
-        return (z[-1], stats["error"]), (z, jax.tree.map(lambda x: x[None], summary))
+        carry = (z[-1], stats["error"], exact & (start == 0))
+        return carry, (z, jax.tree.map(lambda x: x[None], summary))
 
-    (_, error), (z, summaries) = scan_chunks(
+    (_, error, _), (z, summaries) = scan_chunks(
         body,
-        (problem.init, ErrorEstimate.zero(problem.init)),
-        (problem.xs, guess, jnp.arange(problem.length)),
+        (problem.init, ErrorEstimate.zero(problem.init), jnp.array(True)),
+        (problem.xs, guess, jnp.arange(problem.length), problem.resets),
         problem.length,
         options["window"],
     )
     return z, (summaries, error)
 
 
-def _solve_window(problem, solver, guess, max_steps, error, options, while_loop):
+def _solve_window(solver, guess, max_steps, options, while_loop):
+    problem = options["problem"]
     max_steps = problem.length if max_steps is None else max_steps
     if guess is None:
         guess = jnp.broadcast_to(problem.init, (problem.length, problem.size))
@@ -268,12 +263,7 @@ def _solve_window(problem, solver, guess, max_steps, error, options, while_loop)
         solver,
         jnp.where(jnp.isfinite(guess), guess, 0),
         args=problem,
-        options={
-            "problem": problem,
-            "error": error,
-            "throw": options["throw"],
-            "max_steps": max_steps,
-        },
+        options={**options, "max_steps": max_steps},
         max_steps=max_steps,
         adjoint=Loop(while_loop),
         throw=False,
@@ -282,31 +272,16 @@ def _solve_window(problem, solver, guess, max_steps, error, options, while_loop)
 
 
 def _solve_sequentially(problem, solver):
-    def body(z, x):
+    def body(z, elements):
+        x, reset = elements
+        if reset is not None:
+            z = jnp.where(reset, problem.start, z)
         z = problem.step(z, x)
         return z, z
 
-    _, z = lax.scan(body, problem.init, problem.xs, length=problem.length)
+    elements = (problem.xs, problem.resets)
+    _, z = lax.scan(body, problem.init, elements, length=problem.length)
     return assess(problem, z, rtol=solver.rtol, atol=solver.atol)
-
-
-def _solution(problem, z, summary, error, num_linear, growth):
-    return Solution(
-        value=z,
-        result=summary.result,
-        stats={
-            "num_steps": summary.num_steps,
-            "num_evals": summary.num_evals,
-            "num_linear": num_linear,
-            "residual": summary.residual,
-            "converged_prefix": summary.prefix,
-            "error_estimate": error,
-            "lyapunov_exponent": growth,
-        },
-        position=problem.offset + problem.stride * summary.prefix,
-        leaf=leaf_of(summary.entry, problem.leaves),
-        leaves=tuple(leaf.name for leaf in problem.leaves),
-    )
 
 
 def _stop_gradient(tree):

@@ -6,7 +6,7 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from ._affine_scan import affine_scan
 from ._custom_types import State
@@ -79,12 +79,16 @@ class AbstractStructure(eqx.Module):
         b: Float[Array, "T n"],
         init: State,
         scan: str | AbstractScan,
+        resets: Bool[Array, " T"] | None = None,
     ) -> Float[Array, "T n"]:
-        """`x_t = a_t x_{t-1} + b_t`; `a` may be diagonal whatever the structure."""
+        """`x_t = a_t x_{t-1} + b_t`; `a` may be diagonal whatever the structure.
+
+        Where `resets` is true, `x_t = b_t`, as in [`parafix.core.jax.affine_scan`][].
+        """
         if a.ndim <= b.ndim + 1:
-            return affine_scan(a, b, init, scan=scan)
+            return affine_scan(a, b, init, scan=scan, resets=resets)
         b, init = self.vectors(b), self.vectors(init)
-        return self.entries(affine_scan(a, b, init, scan=scan))
+        return self.entries(affine_scan(a, b, init, scan=scan, resets=resets))
 
 
 class Dense(AbstractStructure):

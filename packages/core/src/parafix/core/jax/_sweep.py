@@ -10,12 +10,14 @@ from equinox import AbstractVar
 from jax import lax
 from jaxtyping import Array, ArrayLike, Float
 
-from ._certificate import Certificate, certify, where, worst_entry
+from ._certificate import Certificate, certify, where
 from ._chain import Chain
 from ._check import checked_count, checked_tolerance
 from ._custom_types import State
+from ._finish import is_unstable
 from ._growth import lyapunov_exponent
 from ._measure import max_residual
+from ._report import has_converged, report_finished, report_sweeps
 from ._result import fail_if, leaf_of, RESULTS
 from ._scan import AbstractScan
 from ._update import advance, SweepState
@@ -46,6 +48,7 @@ class AbstractSweep(optx.AbstractFixedPointSolver):
       that another order of the same operations would confirm.
     - It has failed for good when `r` and `d` are within tolerance at all times before
       `t`, and `f_t` is not finite: then the sequential program returns that value too.
+      Where a chain has resets, that is said of a segment, and the others go on.
     """
 
     # One number, as in Optimistix, or one for each entry of a state.
@@ -103,7 +106,9 @@ class AbstractSweep(optx.AbstractFixedPointSolver):
         problem, none = options["problem"], jnp.array(0)
         certificate = Certificate.start(problem, options["error"])
         memory = None if self.damping is None else self.damping.init(problem.init)
-        return SweepState(none, jnp.array(False), none, certificate, memory)
+        resets = problem.resets
+        dead = None if resets is None else jnp.zeros_like(resets)
+        return SweepState(none, jnp.array(False), none, certificate, memory, dead)
 
     def step(self, fn, y, args, options, state, tags):
         del fn, args, tags
@@ -111,66 +116,53 @@ class AbstractSweep(optx.AbstractFixedPointSolver):
 
     def terminate(self, fn, y, args, options, state, tags):
         del fn, args, options, tags
-        return _converged(state, y.shape[0]) | state.nonfinite, optx.RESULTS.successful
+        return has_converged(
+            state, y.shape[0]
+        ) | state.nonfinite, optx.RESULTS.successful
 
     def postprocess(self, fn, y, aux, args, options, state, tags, result):
         del fn, args, tags, result
         problem: Chain = options["problem"]
         length = problem.length
         y, state, certificate, certified = _certified(self, problem, y, state, options)
-        converged = _converged(state, length)
-        result = RESULTS.where(
-            certificate.newton <= 1, RESULTS.successful, RESULTS.stalled
-        )
-        unstable = _is_unstable(problem, certificate)
-        result = RESULTS.where(unstable, RESULTS.ill_conditioned, result)
-        result = RESULTS.where(converged, result, RESULTS.max_steps_reached)
-        result = RESULTS.where(state.nonfinite, RESULTS.nonfinite, result)
-        # The prefix is about the iterate that entered the last sweep. The one that is
-        # returned has one more state within tolerance, and at least `num_steps` exact.
-        prefix = jnp.maximum(state.prefix + 1, state.num_steps)
-        prefix = jnp.where(state.nonfinite, state.prefix, jnp.minimum(prefix, length))
-        unstable = result == RESULTS.ill_conditioned
-        prefix = jnp.where(unstable, certificate.prefix, prefix)
-        near = jnp.minimum(certificate.near, prefix)
-        prefix = jnp.where(result == RESULTS.stalled, near, prefix)
-        entry = jnp.where(unstable, certificate.entry, worst_entry(problem, y, prefix))
-        end = jnp.where(state.nonfinite, prefix, length)
+        if options["fallback"]:
+            y, certificate, report = report_finished(
+                self, problem, y, state, certificate, options
+            )
+            certified = certified + jnp.where(report.start < length, 2, 0)
+        else:
+            report = report_sweeps(problem, y, state, certificate)
+        end = report.end
         if options["throw"]:
             # On a number that the states depend on: they would be copied.
-            leaf = leaf_of(entry, problem.leaves)
+            leaf = leaf_of(report.entry, problem.leaves)
             growth = lax.cond(
-                eqxi.unvmap_any(result != RESULTS.successful),
-                lambda: lyapunov_exponent(problem, y, prefix, self.chunk),
+                eqxi.unvmap_any(report.result != RESULTS.successful),
+                lambda: lyapunov_exponent(problem, y, report.prefix, self.chunk),
                 lambda: jnp.full((), jnp.nan, y.dtype),
             )
-            end = fail_if(end, result, problem, prefix, leaf, growth)
-        y = jnp.where((jnp.arange(length) >= end)[:, None], jnp.nan, y)
+            end = fail_if(end, report.result, problem, report.prefix, leaf, growth)
+        gone = jnp.arange(length) >= end
+        if report.dead is not None:
+            gone = gone | report.dead
+        y = jnp.where(gone[:, None], jnp.nan, y)
         stats = {
             "num_steps": state.num_steps,
             "num_evals": state.num_steps + certified,
             "residual": certificate.residual,
-            "converged_prefix": prefix,
+            "converged_prefix": report.prefix,
             "error": certificate.error,
-            "entry": entry,
-            "result": result,
+            "entry": report.entry,
+            "result": report.result,
+            "sequential_from": report.start,
         }
         return y, aux, stats
-
-
-def _converged(state, length):
-    # After `length` sweeps every state is exact, whether or not that was confirmed.
-    return (state.prefix == length) | (state.num_steps >= length)
-
-
-def _is_unstable(problem, certificate):
-    return ~(certificate.error.value <= float(problem.eps.max()) ** 0.5)
 
 
 def _certified(solver, problem, z, state, options):
     """`z`, its certificate, and how many evaluations that took."""
 
-    def certified(z):
+    def certified(z, dead):
         return certify(
             problem,
             z,
@@ -179,6 +171,7 @@ def _certified(solver, problem, z, state, options):
             solver.atol,
             solver.scan,
             solver.chunk,
+            dead,
         )
 
     if not solver.newton:
@@ -186,7 +179,10 @@ def _certified(solver, problem, z, state, options):
     # The sweep that confirmed `z` has done it, so only failures are looked at again.
     sure = state.prefix == problem.length
     certificate = lax.cond(
-        eqxi.unvmap_all(sure), lambda _: state.certificate, certified, z
+        eqxi.unvmap_all(sure),
+        lambda z: state.certificate,
+        lambda z: certified(z, state.dead),
+        z,
     )
     certificate = where(sure, state.certificate, certificate)
     # Nothing depends on it but what is reported, so it costs those who ask.
@@ -201,9 +197,9 @@ def _refine(solver, problem, z, state, options, certified):
 
     def unfinished(carry):
         _, state, certificate, _, _ = carry
-        may = _converged(state, length) & ~state.nonfinite
+        may = has_converged(state, length) & ~state.nonfinite
         may = may & (state.num_steps < jnp.minimum(budget, length))
-        return may & ~(certificate.newton <= 1) & ~_is_unstable(problem, certificate)
+        return may & ~(certificate.newton <= 1) & ~is_unstable(problem, certificate)
 
     def body(carry):
         z, state, certificate, factor, count = carry
@@ -216,7 +212,7 @@ def _refine(solver, problem, z, state, options, certified):
 
         def moving(carry):
             _, state = carry
-            going = ~_converged(state, length) & ~state.nonfinite
+            going = ~has_converged(state, length) & ~state.nonfinite
             return going & (state.num_steps < budget)
 
         def sweep(carry):
@@ -225,8 +221,9 @@ def _refine(solver, problem, z, state, options, certified):
 
         state = eqx.tree_at(lambda s: s.prefix, state, jnp.array(0))
         z, state = lax.while_loop(moving, sweep, (z, state))
-        return z, state, certified(z), factor, count + 1
+        return z, state, certified(z, state.dead), factor, count + 1
 
-    carry = (z, state, certified(z), jnp.ones((), z.dtype), jnp.array(1))
+    certificate = certified(z, state.dead)
+    carry = (z, state, certificate, jnp.ones((), z.dtype), jnp.array(1))
     z, state, certificate, _, count = lax.while_loop(unfinished, body, carry)
     return z, state, certificate, count

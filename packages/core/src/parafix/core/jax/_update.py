@@ -7,12 +7,13 @@ import equinox.internal as eqxi
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import PyTree
+from jaxtyping import Array, Bool, PyTree
 
 from ._certificate import Certificate, opened, Part, propagate, vouch
 from ._chain import Chain, chunk_size, scan_chunks
 from ._custom_types import BoolScalar, IntScalar, States
 from ._measure import first, tolerance
+from ._segments import earlier, since_reset
 
 
 class SweepState(eqx.Module):
@@ -24,16 +25,19 @@ class SweepState(eqx.Module):
     certificate: Certificate
     # What the damping remembers.
     memory: PyTree
+    # With resets: the times of a segment from its first true state that is not finite.
+    dead: Bool[Array, " T"] | None = None
 
 
 def advance(
     solver: Any, problem: Chain, z: States, state: SweepState, options: dict[str, Any]
 ) -> tuple[States, SweepState]:
     """The iterate after the next sweep of `solver`, and what is known of `z`."""
-    z, prefix, nonfinite, certificate, memory = _sweep(
+    z, prefix, nonfinite, certificate, memory, dead = _sweep(
         solver, problem, z, options["error"], state.memory
     )
-    return z, SweepState(prefix, nonfinite, state.num_steps + 1, certificate, memory)
+    steps = state.num_steps + 1
+    return z, SweepState(prefix, nonfinite, steps, certificate, memory, dead)
 
 
 def _sweep(solver, problem, z, error, memory):
@@ -44,40 +48,56 @@ def _sweep(solver, problem, z, error, memory):
     damping = solver.damping
 
     def body(carry, elements):
-        last, broken, prefix, bad, certificate, held, total = carry
-        lag, z, xs, index = elements
+        last, broken, prefix, bad, certificate, held, total, segment = carry
+        lag, z, xs, index, resets = elements
         f, a = transitions(lag, xs)
         # A product that ends `f` may be fused with the subtraction and not be rounded:
         # then `f - z` is not zero where `z` is what `f` was before.
         r = jnp.where(f == z, 0, f - z)
         if damping is not None:
-            a, held = damping.damp(opened(a, index), index, memory, held)
-            total = total + jnp.abs(r).sum()
-        d = r if a is None else propagate(problem, solver.scan, a, r, last, index)
+            a, held = damping.damp(opened(a, index, resets), index, memory, held)
+        if a is None:
+            d = r
+        else:
+            d = propagate(problem, solver.scan, a, r, last, index, resets)
         new = f + (d - r)
 
-        broken = jnp.minimum(broken, _first_broken(new, d, a, index, length))
+        if resets is None:
+            broken = jnp.minimum(broken, _first_broken(new, d, a, index, length))
+            beyond = index >= broken
+        else:
+            beyond = since_reset(~jnp.isfinite(new).all(1), resets, segment.broken)
         # (A sum of finite numbers may overflow by itself.)
-        quarantine = (index >= broken)[:, None] | ~jnp.isfinite(new)
+        quarantine = beyond[:, None] | ~jnp.isfinite(new)
         new = jnp.where(quarantine, jnp.where(jnp.isfinite(f), f, z), new)
         d = jnp.where(quarantine, new - z, d)
         tol = tolerance(solver.rtol, solver.atol, z)
         within = (jnp.abs(r) <= tol) & (jnp.abs(d) <= tol)
-        end = first(~within, index, length)
-        there = f[jnp.minimum(end - index[0], f.shape[0] - 1)]
-        bad = jnp.where(end < prefix, ~jnp.isfinite(there).all(), bad)
+        if resets is None:
+            dead = None
+            end = first(~within, index, length)
+            there = f[jnp.minimum(end - index[0], f.shape[0] - 1)]
+            bad = jnp.where(end < prefix, ~jnp.isfinite(there).all(), bad)
+        else:
+            out, segment = segment.after(f, within, resets, beyond)
+            dead = out.dead
+            end = first(out.unsettled[:, None], index, length)
         prefix = jnp.minimum(prefix, end)
+        part = Part(z, r, tol, index, resets).without(dead)
+        if damping is not None:
+            total = total + jnp.abs(part.r).sum()
         if solver.newton:
             certificate = vouch(
                 problem,
                 solver.scan,
                 certificate,
-                Part(z, r, tol, index),
-                d,
+                part,
+                d if dead is None else jnp.where(dead[:, None], 0, d),
                 lambda: transitions(lag, xs)[1],
                 prefix == length,
             )
-        return (d[-1], broken, prefix, bad, certificate, held, total), new
+        carry = (d[-1], broken, prefix, bad, certificate, held, total, segment)
+        return carry, (new, dead)
 
     none, end = jnp.zeros_like(problem.init), jnp.array(length)
     held = None
@@ -89,17 +109,18 @@ def _sweep(solver, problem, z, error, memory):
         held = damping.start(a)
     certificate = Certificate.start(problem, error)
     total = jnp.zeros((), z.dtype)
-    carry = (none, end, end, jnp.array(False), certificate, held, total)
-    (_, _, prefix, nonfinite, certificate, _, total), new = scan_chunks(
+    segment = None if problem.resets is None else _Segment.start()
+    carry = (none, end, end, jnp.array(False), certificate, held, total, segment)
+    (_, _, prefix, nonfinite, certificate, _, total, _), (new, dead) = scan_chunks(
         body,
         carry,
-        (problem.lag(z), z, problem.xs, index),
+        (problem.lag(z), z, problem.xs, index, problem.resets),
         length,
         chunk_size(solver.chunk, length, problem.num_entries),
     )
     if damping is not None:
         memory = damping.update(memory, total)
-    return new, prefix, nonfinite, certificate, memory
+    return new, prefix, nonfinite, certificate, memory, dead
 
 
 def _first_broken(new, d, a, index, length):
@@ -112,3 +133,39 @@ def _first_broken(new, d, a, index, length):
         lambda: first(~jnp.isfinite(new), index, length),
         lambda: jnp.array(length),
     )
+
+
+class _Judged(eqx.Module):
+    """What the times of a chunk are found to be."""
+
+    dead: Bool[Array, " T"]
+    unsettled: Bool[Array, " T"]
+
+
+class _Segment(eqx.Module):
+    """What has happened since the last reset, carried from chunk to chunk."""
+
+    broken: BoolScalar
+    # Something was not within tolerance; a true state is not finite.
+    out: BoolScalar
+    dead: BoolScalar
+
+    @classmethod
+    def start(cls) -> "_Segment":
+        no = jnp.array(False)
+        return cls(no, no, no)
+
+    def after(self, f, within, resets, beyond):
+        """What is known of the times of the next chunk, and the segment after it.
+
+        A time is settled if it is within tolerance, or dead: a true state of its
+        segment is not finite. That is so where a segment is first out of tolerance and
+        `f` is not finite; for `f` is the next state of one that is right.
+        """
+        out = ~within.all(1)
+        seen = since_reset(out, resets, self.out)
+        first_out = out & (resets | ~earlier(seen, self.out))
+        dying = first_out & ~jnp.isfinite(f).all(1)
+        dead = since_reset(dying, resets, self.dead)
+        segment = _Segment(beyond[-1], seen[-1], dead[-1])
+        return _Judged(dead, out & ~dead), segment

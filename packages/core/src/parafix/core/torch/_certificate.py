@@ -93,6 +93,8 @@ class Report(NamedTuple):
     residual: Tensor
     entry: Tensor
     growth: Tensor
+    # The first time at which a loop has computed the state.
+    start: Tensor
 
 
 class Part(NamedTuple):

@@ -9,6 +9,7 @@ from ._certificate import ErrorEstimate, Report
 from ._chain import Chain, chunks
 from ._chain_map import AbstractChainMap
 from ._check_structure import verify
+from ._finish import finish
 from ._growth import lyapunov_exponent
 from ._measure import at
 from ._result import leaf_of, raise_if, RESULTS
@@ -28,6 +29,7 @@ class ChainProblem:
     window: int
     throw: bool
     growth: bool
+    fallback: bool = False
 
     def solve(
         self,
@@ -50,6 +52,7 @@ class ChainProblem:
         if not isinstance(self.chain.structure, Dense):
             verify(whole)
         parts, reports = [], []
+        exact = torch.ones_like(init[:, 0], dtype=torch.bool)
         for begin, end in chunks(length, self.window):
             part = self._part(map, init, tensors, begin, end)
             start = init.expand(end - begin, *init.shape)
@@ -57,11 +60,19 @@ class ChainProblem:
             if guess is not None or begin:
                 start = torch.where(torch.isfinite(start), start, 0)
             steps = min(self.max_steps, end - begin)
+            before = error
             z, report, error = solve_by_sweeps(self.solver, part, start, error, steps)
+            if self.fallback:
+                z, report, error = finish(
+                    self.solver, part, z, report, before, error, exact
+                )
+                exact = exact & (report.start == 0)
             if self.throw and bool((report.result != RESULTS.successful).any()):
                 self._fail(part, z, report)
             parts.append(z)
-            reports.append(report._replace(prefix=begin + report.prefix))
+            at_all = report.start < part.length
+            first = torch.where(at_all, begin + report.start, length)
+            reports.append(report._replace(prefix=begin + report.prefix, start=first))
             init = z[-1]
         z = parts[0] if len(parts) == 1 else torch.cat(parts)
         report = _summary(reports)
@@ -120,4 +131,5 @@ def _summary(reports):
         residual=each.residual.amax(0),
         entry=at(each.entry, one),
         growth=at(each.growth, one),
+        start=each.start.amin(0),
     )

@@ -27,11 +27,12 @@ class Solution(Generic[_Value]):
         `num_linear` (Jacobian-vector products, likewise),
         `residual` (`max |f(z) - z| / (atol + rtol |z|)` at `value`),
         for chains `converged_prefix` (how many entries from the start are right to
-        within tolerance) and `error_estimate` (how far rounding may have carried
+        within tolerance), `error_estimate` (how far rounding may have carried
         `value` from what another order of the same operations gives, relative to the
-        largest entry), and if it was asked for `lyapunov_exponent` (an error grows by
-        about `exp` of it in every step of that prefix; negative for a chain that
-        forgets).
+        largest entry), `sequential_from` (the first time, in the order of running,
+        whose state a loop has computed; `T` if none), and if it was asked for
+        `lyapunov_exponent` (an error grows by about `exp` of it in every step of that
+        prefix; negative for a chain that forgets).
     - `position`, `leaf`, `leaves`: of a chain, the first bad position and the number of
         its leaf for each sample, and the names of the leaves.
     """

@@ -34,6 +34,7 @@ def solve_chain(
     window: int | None = None,
     throw: bool = True,
     growth: bool = True,
+    fallback: str | None = None,
 ) -> Solution[States]:
     """Solve a batch of chains for all their states at once.
 
@@ -59,6 +60,9 @@ def solve_chain(
     - `throw`: whether a failure of any sample raises.
     - `growth`: whether to measure `stats["lyapunov_exponent"]`, which takes a Jacobian
         at every time and their product, about as much as a sweep of DEER.
+    - `fallback`: what to do with samples on which sweeps fail. `"sequential"`: go on
+        from the prefix, one step after the other, so that the solve ends well; from the
+        beginning if the chain amplifies rounding. `None`: nothing.
 
     **Returns:**
 
@@ -87,6 +91,8 @@ def solve_chain(
             f"`guess` must have shape {shape}, one state for every time; got "
             f"{tuple(guess.shape)}."
         )
+    if fallback not in (None, "sequential"):
+        raise ValueError(f'`fallback` must be None or "sequential", got {fallback!r}.')
     max_steps = checked_count("max_steps", max_steps)
     window = checked_count("window", window)
     autocast = Autocast.now(init.device)
@@ -108,6 +114,7 @@ def solve_chain(
         length if window is None else min(window, length),
         throw,
         growth,
+        fallback is not None,
     )
     guess = None if guess is None else guess.to(wide.init.dtype)
     with autocast.entered(enabled=False):
@@ -191,6 +198,7 @@ def assess(
             residual,
             entry,
             growth,
+            none,
         )
     return _solution(problem, z, report, error, none + products)
 
@@ -225,8 +233,9 @@ def _empty_solution(problem):
     samples = problem.init.shape[:1]
     none = torch.zeros(samples, dtype=torch.int64, device=problem.init.device)
     zero = problem.init.new_zeros(samples)
+    length = none + problem.length
     unknown = torch.full_like(zero, torch.nan)
-    report = Report(none, none + problem.length, none, none, zero, none, unknown)
+    report = Report(none, length, none, none, zero, none, unknown, length)
     z = problem.init.new_zeros((problem.length, *problem.init.shape))
     return _solution(problem, z, report, zero, none)
 
@@ -249,6 +258,7 @@ def _solution(problem, z, report, error, num_linear, growth=True):
         "residual": report.residual,
         "converged_prefix": report.prefix,
         "error_estimate": error,
+        "sequential_from": report.start,
     }
     if growth:
         stats["lyapunov_exponent"] = report.growth

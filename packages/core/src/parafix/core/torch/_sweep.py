@@ -164,7 +164,16 @@ def solve_by_sweeps(
         z = torch.where(beyond[..., None], torch.nan, z)
     unknown = torch.full_like(residual, torch.nan)
     evals = state.num_steps + count
-    report = Report(result, prefix, state.num_steps, evals, residual, entry, unknown)
+    report = Report(
+        result,
+        prefix,
+        state.num_steps,
+        evals,
+        residual,
+        entry,
+        unknown,
+        none + length,
+    )
     return z, report, certificate.error
 
 

@@ -10,6 +10,7 @@ from parafix.core.jax import AbstractStructure
 
 from ._carry import Layout
 from ._run import as_chain, Job
+from ._segments import Segments
 
 
 def check_structure(
@@ -64,5 +65,6 @@ def check_structure(
         return_solution=False,
         structure=structure,
     )
-    problem, _, _ = as_chain(job, carry, jax.tree.map(jnp.asarray, xs))
+    xs = jax.tree.map(jnp.asarray, xs)
+    problem, _, _ = as_chain(job, carry, xs, Segments())
     parafix.core.jax.check_structure(problem)

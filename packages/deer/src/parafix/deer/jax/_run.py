@@ -24,6 +24,7 @@ from parafix.core.jax import (
 )
 
 from ._carry import Body, inspect, Layout
+from ._segments import Segments, select
 
 
 class Job(eqx.Module):
@@ -41,6 +42,9 @@ class Job(eqx.Module):
     throw: bool = eqx.field(static=True)
     return_solution: bool = eqx.field(static=True)
     structure: AbstractStructure
+    fallback: str | None = eqx.field(static=True, default=None)
+    # By which name the guess is found, where none is given.
+    ladder: str = eqx.field(static=True, default="init")
 
     def inspect(self, init: PyTree, xs: PyTree) -> Body:
         x = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), xs)
@@ -61,18 +65,18 @@ def run(
     init: PyTree,
     xs: PyTree,
     guess: PyTree,
+    segments: Segments,
 ) -> Any:
     """`(carry, ys)`, or `((carry, ys), solution)` where that is wanted."""
+    xs = segments.filled(xs)
     sequential = isinstance(as_sweep(solver, job.rtol, job.atol), Sequential)
     if sequential or job.length * job.layout.size == 0:
         if not job.return_solution:
-            return lax.scan(
-                hashable(job.f), init, xs, job.length, job.reverse, job.unroll
-            )
+            return _loop(job, hashable(job.f), init, xs, segments)
         rtol, atol = job.rtol, job.atol
         if isinstance(solver, Sequential):
             rtol, atol = solver.rtol, solver.atol
-        return _run_sequentially(job, rtol, atol, init, xs)
+        return _run_sequentially(job, rtol, atol, init, xs, segments)
     body = job.inspect(init, xs)
     if body.tainted:
         driver, source = body.tainted[0]
@@ -81,43 +85,65 @@ def run(
             f"`{driver}` ({dtype}) depends on `{source}`, and only float leaves of the "
             'carry can be iterated on. Make it a float, or use solver="sequential".'
         )
-    out, solution = _run_in_parallel(job, solver, body, init, xs, guess)
+    out, solution = _run_in_parallel(job, solver, body, init, xs, guess, segments)
     return (out, solution) if job.return_solution else out
 
 
-def _run_sequentially(job, rtol, atol, init, xs):
+def _loop(job, f, init, xs, segments):
+    if not segments.trivial:
+        f, xs = segments.looped(f, init), (xs, segments.resets, segments.valid)
+    return lax.scan(f, init, xs, job.length, job.reverse, job.unroll)
+
+
+def _run_sequentially(job, rtol, atol, init, xs, segments):
     def with_carry(carry, x):
         carry, y = job.f(carry, x)
         return carry, (y, carry)
 
-    carry, (ys, carries) = lax.scan(
-        with_carry, init, xs, job.length, job.reverse, job.unroll
-    )
+    carry, (ys, carries) = _loop(job, with_carry, init, xs, segments)
+    if segments.valid is not None:
+        # That of a step that does not belong was set to zero, as an output.
+        carries = _held(job, carries, carry, init, segments)
     z = job.states(carries)
     if job.inspect(init, xs).tainted:
         return (carry, ys), _unassessed(job, carries, z)
-    problem, _, _ = as_chain(job, init, flip(xs) if job.reverse else xs)
+    if job.reverse:
+        xs, segments = flip((xs, segments))
+    problem, _, _ = as_chain(job, init, xs, segments)
+    if segments.valid is not None:
+        z = jnp.where(segments.valid[:, None], z, problem.start)
     solution = assess(problem, z, rtol=rtol, atol=atol)
     return (carry, ys), eqx.tree_at(lambda s: s.value, solution, carries)
 
 
-def _run_in_parallel(job, solver, body, init, xs, guess):
+def _held(job, carries, last, init, segments):
+    """`carries` unchanged where a step does not belong to the sample."""
+    unchanged = init if job.reverse else last
+    return jax.vmap(select, (0, 0, None))(segments.valid, carries, unchanged)
+
+
+def _run_in_parallel(job, solver, body, init, xs, guess, segments):
     layout = job.layout
     if job.reverse:
-        xs = flip(xs)
-    problem, drivers, new_drivers = as_chain(job, init, xs)
+        xs, segments = flip((xs, segments))
+    problem, drivers, new_drivers = as_chain(job, init, xs, segments)
+    if guess is not None:
+        guess = job.states(guess)
+    elif job.ladder == "step":
+        guess = first_step(problem)
     solution = solve_chain(
         problem,
         solver=solver,
         rtol=job.rtol,
         atol=job.atol,
-        guess=None if guess is None else job.states(guess),
+        guess=guess,
         max_steps=job.max_steps,
         window=job.window,
         throw=job.throw,
+        fallback=job.fallback,
     )
     z = solution.value
-    carries = jax.vmap(layout.join)(z, new_drivers)
+    carries = jax.vmap(layout.join)(segments.held(z, problem.init), new_drivers)
     carry = jax.tree.map(lambda x: x[-1], carries)
     if None in body.aliases:
         # The output of the step that led from one carry to the next.
@@ -133,47 +159,62 @@ def _run_in_parallel(job, solver, body, init, xs, guess):
     else:
         leaves = jax.tree.leaves(carries)
         ys = jax.tree.unflatten(body.y_treedef, [leaves[i] for i in body.aliases])
+    ys = segments.cleared(ys)
     if job.reverse:
         ys, carries = flip(ys), flip(carries)
     return (carry, ys), eqx.tree_at(lambda s: s.value, solution, carries)
 
 
-def as_chain(job: Job, init: PyTree, xs: PyTree) -> tuple[Chain, Any, Any]:
+def first_step(problem: Chain) -> Any:
+    """What a step from the initial state leads to, at every time."""
+    z = jnp.broadcast_to(problem.init, (problem.length, problem.size))
+    return lax.stop_gradient(problem(z))
+
+
+def as_chain(
+    job: Job, init: PyTree, xs: PyTree, segments: Segments
+) -> tuple[Chain, Any, Any]:
     """The chain of the float leaves, and the drivers before and after each step."""
     layout = job.layout
-    state, first = layout.split(init)
+    origin, first = layout.split(init)
 
-    def drive(drivers, x):
+    def drive(drivers, inputs):
+        x, reset, valid = inputs
+        before = drivers if reset is None else select(reset, first, drivers)
         # The floats do not matter: no driver depends on them.
-        _, new = layout.split(job.f(layout.join(state, drivers), x)[0])
-        return new, (drivers, new)
+        _, new = layout.split(job.f(layout.join(origin, before), x)[0])
+        new = new if valid is None else select(valid, new, drivers)
+        return new, (before, new)
 
     def step(state, inputs):
-        drivers, x = inputs
+        drivers, x, valid = inputs
         carry, _ = job.f(layout.join(state, drivers), x)
-        return layout.split(carry)[0]
+        new = layout.split(carry)[0]
+        return new if valid is None else jnp.where(valid, new, origin)
 
     drivers = new_drivers = ()
     if first:
-        _, (drivers, new_drivers) = lax.scan(drive, first, xs, length=job.length)
+        inputs = (xs, segments.resets, segments.valid)
+        _, (drivers, new_drivers) = lax.scan(drive, first, inputs, length=job.length)
     structure = job.structure
     if isinstance(structure, Custom):
         # What the user supplies takes a carry.
         supplied = structure.function
 
         def function(state, inputs):
-            drivers, x = inputs
+            drivers, x, _ = inputs
             return supplied(layout.join(state, drivers), x)
 
         structure = Custom(function, structure.form)
     problem = Chain(
         Structured(step, structure),
-        state,
-        (drivers, xs),
+        origin,
+        (drivers, xs, segments.valid),
         job.length,
         offset=job.length - 1 if job.reverse else 0,
         stride=-1 if job.reverse else 1,
         leaves=layout.leaves,
+        resets=segments.starts,
     )
     return problem, drivers, new_drivers
 
@@ -195,6 +236,7 @@ def _unassessed(job, carries, z):
             "converged_prefix": prefix,
             "error_estimate": unknown,
             "lyapunov_exponent": unknown,
+            "sequential_from": none,
         },
         position=job.length - 1 - prefix if job.reverse else prefix,
     )
@@ -206,7 +248,7 @@ def sweeps_serve(job: Job, init: PyTree, xs: PyTree) -> bool:
         return False
 
     def serves(init, xs):
-        problem, _, _ = as_chain(job, init, xs)
+        problem, _, _ = as_chain(job, init, xs, Segments())
         return jnp.zeros(int(problem.has_tangent))
 
     return jax.eval_shape(serves, init, xs).shape == (1,)

@@ -1,3 +1,4 @@
+import dataclasses
 import functools as ft
 import operator
 from collections.abc import Callable
@@ -14,12 +15,14 @@ from parafix.core.jax import (
     as_sweep,
     checked_count,
     Sequential,
+    Solution,
     structure_of,
 )
 
 from ._auto import choose
 from ._carry import Layout
 from ._run import hashable, Job, run, sweeps_serve
+from ._segments import checked_segments
 
 
 _Carry = TypeVar("_Carry")
@@ -36,7 +39,7 @@ def scan(
     unroll: int | bool = 1,
     *,
     solver: str | AbstractSweep | Sequential = "auto",
-    guess: _Carry | None = None,
+    guess: _Carry | Solution | str | None = None,
     rtol: ArrayLike | None = None,
     atol: ArrayLike | None = None,
     max_steps: int | None = None,
@@ -44,6 +47,9 @@ def scan(
     throw: bool = True,
     return_solution: bool = False,
     structure: AbstractStructure | None = None,
+    resets: ArrayLike | None = None,
+    lengths: ArrayLike | None = None,
+    fallback: str | None = None,
 ) -> Any:
     """A drop-in for `jax.lax.scan` that can treat all times at once.
 
@@ -73,9 +79,10 @@ def scan(
         `"jacobi"`, `"sequential"` (`jax.lax.scan` itself), any other registered sweep,
         a solver object, or `"auto"`: sequential where sweeps do not pay
         ([`parafix.deer.jax.choose`][] says when) or cannot serve.
-    - `guess`: a pytree like the carry with a leading axis `T`, in the order of `ys`,
-        for instance the `value` of an earlier solution; `init` at all times by default.
-        Its gradient is zero.
+    - `guess`: where the sweeps start: the [`parafix.core.jax.Solution`][] of an earlier
+        solve, or a pytree like the carry with a leading axis `T`, in the order of
+        `ys`; `"init"` for `init` at all times, the default; `"step"` for what one step
+        from `init` leads to. Its gradient is zero.
     - `rtol`, `atol`: tolerances on the carry; by default `eps^(3/4)` of the dtype of
         each leaf.
     - `max_steps`: at most this many sweeps; after `k` of them the first `k` carries are
@@ -91,6 +98,19 @@ def scan(
         ([`parafix.core.jax.Custom`][]). Sweeps, certificate and gradient then cost what
         it costs. By default the attribute `structure` of `f`, and dense where there is
         none.
+    - `resets`: booleans `(T,)`: where true, the step that takes `xs[t]` starts from
+        `init`, drivers included, and not from the carry, so that several sequences can
+        be packed into one. A NaN does not get past a reset: the sequences after it are
+        solved, and the result is `nonfinite` with the first bad position. With
+        `reverse`, sequences end where without it they start.
+    - `lengths`: an integer from 0 to `T`: only the first so many of the `xs` belong to
+        the sample. The others, whatever they hold, leave the carry as it is, and their
+        `ys` are zero. Under `vmap`, one number for each sample.
+    - `fallback`: what to do where sweeps fail (`max_steps_reached`, `stalled`,
+        `ill_conditioned`): `"sequential"` goes on from the prefix, one step after the
+        other; from the beginning if the chain amplifies rounding. That is a success,
+        and `stats["sequential_from"]` says where it began, in the order of running (`T`
+        if it was not needed). `None` leaves it at that. `"auto"` always has it.
 
     **Returns:**
 
@@ -119,7 +139,11 @@ def scan(
         solver, automatic = "sequential", False
     # A wrong name or a doubled tolerance is an error wherever the solve would run.
     chosen = as_sweep("deer" if automatic else solver, rtol, atol)
+    if fallback not in (None, "sequential"):
+        raise ValueError(f'`fallback` must be None or "sequential", got {fallback!r}.')
+    ladder, guess = _rung(guess)
     plain = guess is None and not return_solution
+    plain = plain and resets is None and lengths is None
     if structure is None:
         structure = structure_of(f)
     elif not isinstance(structure, AbstractStructure):
@@ -143,6 +167,7 @@ def scan(
         raise ValueError(f"`length` must be non-negative, got {steps}.")
     if guess is not None:
         guess = _checked_guess(guess, layout, steps)
+    segments = checked_segments(resets, lengths, steps)
     structure.shape(layout.size)  # An error if there cannot be such blocks.
     job = Job(
         f,
@@ -157,21 +182,25 @@ def scan(
         throw,
         return_solution,
         structure,
+        fallback,
+        ladder,
     )
     if automatic:
         platform = jax.default_backend()
         choice = choose(steps, layout.size, platform, structure).solver
         if choice != "sequential" and sweeps_serve(job, init, xs):
+            safe = dataclasses.replace(job, fallback="sequential")
             # What this is compiled for is known for sure only when it is lowered.
             return lax.platform_dependent(
                 init,
                 xs,
                 guess,
+                segments,
                 cpu=ft.partial(run, job, "sequential"),
-                default=ft.partial(run, job, choice),
+                default=ft.partial(run, safe, choice),
             )
         solver = "sequential"
-    return run(job, solver, init, xs, guess)
+    return run(job, solver, init, xs, guess, segments)
 
 
 def _check_lengths(xs):
@@ -188,6 +217,20 @@ def _check_lengths(xs):
     if len(set(lengths.values())) > 1:
         found = ", ".join(f"`{name}` has {length}" for name, length in lengths.items())
         raise ValueError(f"The leaves of `xs` must have one length: {found}.")
+
+
+def _rung(guess):
+    """The name of a guess, and a guess that is none."""
+    if isinstance(guess, Solution):
+        return "init", guess.value
+    if not isinstance(guess, str):
+        return "init", guess
+    if guess not in ("init", "step"):
+        raise ValueError(
+            '`guess` must be "init", "step", carries at all times or a Solution, got '
+            f"{guess!r}."
+        )
+    return guess, None
 
 
 def _checked_guess(guess, layout, length):

@@ -197,6 +197,7 @@ def run_in_parallel(
     window: int | None,
     throw: bool,
     growth: bool,
+    fallback: str | None = None,
 ) -> Any:
     """`((carry, ys), solution)` by sweeps; there are steps, and entries in a state."""
     layout = job.layout
@@ -218,11 +219,12 @@ def run_in_parallel(
         solver=solver,
         rtol=job.rtol,
         atol=job.atol,
-        guess=None if guess is None else layout.split(job.flip(guess))[0],
+        guess=_states(job, problem, guess),
         max_steps=max_steps,
         window=window,
         throw=throw,
         growth=growth,
+        fallback=fallback,
     )
     z = solution.value
     carries = layout.join(z, after)
@@ -284,6 +286,17 @@ def _check_samples(job, new):
         )
 
 
+def _states(job, problem, guess):
+    """The states `(T, B, n)` at which the sweeps start."""
+    if guess is None:
+        return None
+    if isinstance(guess, str):
+        # What one step from the initial carry leads to.
+        with torch.no_grad():
+            return problem(problem.init.expand(job.length, *problem.init.shape))
+    return job.layout.split(job.flip(guess))[0]
+
+
 def _outputs(job, lag, drivers, window):
     """The outputs of the steps that lead from one carry to the next."""
 
@@ -328,6 +341,7 @@ def _unassessed(job, carries, z):
             "converged_prefix": prefix,
             "error_estimate": unknown,
             "lyapunov_exponent": unknown,
+            "sequential_from": none,
         },
         position=job.length - 1 - prefix if job.reverse else prefix,
     )

@@ -1,3 +1,4 @@
+import dataclasses
 import operator
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -11,12 +12,14 @@ from parafix.core.torch import (
     as_sweep,
     checked_count,
     Sequential,
+    Solution,
     structure_of,
 )
 
 from ._auto import choose
 from ._carry import Layout, Struct
 from ._run import flip, Job, run_in_parallel, run_sequentially, sweeps_serve
+from ._segments import checked_segments, Looped, poisoned, solve_segments
 
 
 _Carry = TypeVar("_Carry")
@@ -32,7 +35,7 @@ def scan(
     reverse: bool = False,
     *,
     solver: str | AbstractSweep | Sequential = "auto",
-    guess: _Carry | None = None,
+    guess: _Carry | Solution | str | None = None,
     rtol: Any = None,
     atol: Any = None,
     max_steps: int | None = None,
@@ -40,6 +43,9 @@ def scan(
     throw: bool = True,
     return_solution: bool = False,
     structure: AbstractStructure | None = None,
+    resets: Any = None,
+    lengths: Any = None,
+    fallback: str | None = None,
 ) -> Any:
     """A loop over time that can treat all times at once.
 
@@ -77,9 +83,10 @@ def scan(
         `"jacobi"`, `"sequential"` (the loop itself), any other registered sweep, a
         solver object, or `"auto"`: sequential where sweeps do not pay
         ([`parafix.deer.torch.choose`][] says when) or cannot serve.
-    - `guess`: a pytree like the carry with a leading axis `T`, in the order of `ys`,
-        for instance the `value` of an earlier solution; `init` at all times by default.
-        Its gradient is zero.
+    - `guess`: where the sweeps start: the [`parafix.core.torch.Solution`][] of an
+        earlier solve, or a pytree like the carry with a leading axis `T`, in the order
+        of `ys`; `"init"` for `init` at all times, the default; `"step"` for what one
+        step from `init` leads to. Its gradient is zero.
     - `rtol`, `atol`: tolerances on the carry; by default `eps^(3/4)` of the dtype of
         each leaf.
     - `max_steps`: at most this many sweeps; after `k` of them the first `k` carries are
@@ -97,6 +104,21 @@ def scan(
         there is none. If `f` has a method `linearised`, too, `(carry, x) -> (carry, a)`
         with the Jacobian in the form of that attribute, it is called instead of pulls;
         it and `f` then take all times at once, `(T, B, ...)`.
+    - `resets`: booleans `(T,)` or `(T, B)`: where true, the step that takes `xs[t]`
+        starts from `init` and not from the carry, so that several sequences can be
+        packed into one. A NaN does not get past a reset: the sequences after it are
+        solved, by one more solve for each that turns bad, and the result is `nonfinite`
+        with the first bad position. With `reverse`, sequences end where without it they
+        start.
+    - `lengths`: integers `(B,)` from 0 to `T`: only the first so many of the `xs`
+        belong to a sample. The others, whatever they hold, leave the carry as it is,
+        and their `ys` are zero. With either, all leaves of `xs` and of the outputs are
+        `(T, B, ...)`.
+    - `fallback`: what to do where sweeps fail (`max_steps_reached`, `stalled`,
+        `ill_conditioned`): `"sequential"` goes on from the prefix, one step after the
+        other; from the beginning if the chain amplifies rounding. That is a success,
+        and `stats["sequential_from"]` says where it began, in the order of running (`T`
+        if it was not needed). `None` leaves it at that. `"auto"` always has it.
 
     **Returns:**
 
@@ -127,21 +149,55 @@ def scan(
     structure = _checked_structure(structure, f)
     layout = Layout.of(init)
     structure.shape(layout.size)  # An error if there cannot be such blocks.
-    guess = None if guess is None else _checked_guess(guess, layout, steps)
-    xs = flip(xs) if reverse else xs
-    job = Job(f, layout, init, xs, steps, reverse, rtol, atol, structure, formula)
+    if fallback not in (None, "sequential"):
+        raise ValueError(f'`fallback` must be None or "sequential", got {fallback!r}.')
+    guess = _checked_guess(guess, layout, steps)
+    segments = checked_segments(resets, lengths, steps, layout)
+    xs = segments.filled(xs)
+    if reverse:
+        xs, segments = flip(xs), segments.flip()
+
+    def job_of(segments):
+        common = (steps, reverse, rtol, atol)
+        if segments.trivial:
+            return Job(f, layout, init, xs, *common, structure, formula)
+        step = Looped(f, init, structure)
+        inputs = segments.inputs(xs)
+        return Job(step, layout, init, inputs, *common, step.structure, formula)
+
+    job = job_of(segments)
     if automatic:
         size, samples = layout.size, layout.samples
         name = choose(steps, size, layout.device.type, samples, structure).solver
         if name != "sequential" and sweeps_serve(job):
             chosen, solver = as_sweep(name, rtol, atol), name
+            fallback = "sequential"
     if isinstance(chosen, Sequential) or steps * layout.size * layout.samples == 0:
         if isinstance(solver, Sequential):
             rtol, atol = solver.rtol, solver.atol
         return run_sequentially(job, rtol, atol, return_solution)
-    out, solution = run_in_parallel(
-        job, solver, guess, max_steps, window, throw, return_solution
-    )
+
+    def solve(segments, guess):
+        return run_in_parallel(
+            job_of(segments),
+            solver,
+            guess,
+            max_steps,
+            window,
+            throw,
+            return_solution,
+            fallback,
+        )
+
+    out, solution, dead = solve_segments(segments, solve, guess)
+    if dead is not None:
+        segments = dataclasses.replace(segments, dead=dead)
+        _, ys = out
+        value, ys = job.flip((solution.value, ys))
+        value, ys = poisoned(f, layout, init, xs, segments, value, ys)
+        carry = pytree.tree_map_only(Tensor, lambda x: x[-1], value)
+        out = (carry, job.flip(ys))
+        solution = dataclasses.replace(solution, value=job.flip(value))
     return (out, solution) if return_solution else out
 
 
@@ -194,6 +250,18 @@ def _checked_length(xs, length):
 
 
 def _checked_guess(guess, layout, length):
+    if isinstance(guess, Solution):
+        # What it was made by is not differentiated through.
+        guess = pytree.tree_map_only(Tensor, Tensor.detach, guess.value)
+    if guess is None or (isinstance(guess, str) and guess == "init"):
+        return None
+    if isinstance(guess, str):
+        if guess == "step":
+            return guess
+        raise ValueError(
+            '`guess` must be "init", "step", carries at all times or a Solution, got '
+            f"{guess!r}."
+        )
     leaves, treedef = pytree.tree_flatten(guess)
     if treedef != layout.treedef:
         raise ValueError(
