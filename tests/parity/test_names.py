@@ -49,6 +49,9 @@ ONLY_TORCH = {
 CELLS = ("DiagonalGRUCell", "DiagonalLSTMCell", "LEMCell", "MultiHeadGRUCell")
 ONLY_JAX_PARAMETERS = {
     **{(cell, "key"): "PyTorch has a generator of its own" for cell in CELLS},
+    ("Chain", "origin"): "in PyTorch the step of `scan` does what resets ask for",
+    ("Chain", "resets"): "the same",
+    ("affine_scan", "resets"): "the same",
     ("SequentialScan", "unroll"): "a loop in Python has nothing to unroll",
     ("scan", "unroll"): "the same",
 }
