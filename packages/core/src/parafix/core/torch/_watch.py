@@ -12,7 +12,7 @@ def max_abs(x: Tensor) -> Tensor:
     return x.abs().amax(1)
 
 
-def extremes(x: Tensor) -> tuple[float, float]:
+def extremes(x: Tensor) -> tuple[float | int, float | int]:
     """The least and the greatest number, read by the host; both NaN if one is."""
     if x.numel() == 1:
         # Both are this one.
