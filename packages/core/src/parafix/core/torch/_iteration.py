@@ -154,7 +154,7 @@ def iterate(
     best, residual = z, z.new_full(z.shape[:1], torch.inf)
     first = residual
     num_linear: Tensor | int = 0
-    # What is true of all samples if none is told apart to the end.
+    # What becomes of all samples if none is told apart at the end.
     code, num_steps = RESULTS.max_steps_reached, max_steps
     measure = _measure(solver, z)
     memory = solver.init_memory(z)
@@ -174,8 +174,8 @@ def iterate(
                 # What has ended does not end again.
                 measured = torch.where(tally.active, measured, 2)
             calm = watch is not None and watch.all_go_on(measured)
-            if not (calm or watch is None or tally) and watch.all_converged():
-                best, residual = z, measured
+            if everyone and watch is not None and watch.all_converged():
+                best, residual, tally = z, measured, None
                 code, num_steps = RESULTS.successful, step + 1
                 break
             improved = watch.improved() if everyone and watch is not None else None
@@ -264,7 +264,9 @@ def _itself(x):
 def _measure(solver, like):
     """`(z, g)` to `|z|`, and of each sample `max |g| / (atol + rtol |z|)`."""
     rtol, atol = (
-        x.to(like) if isinstance(x, Tensor) else like.new_full((), x)
+        like.new_full((), x)
+        if isinstance(x, float)
+        else torch.as_tensor(x, dtype=like.dtype, device=like.device)
         for x in (solver.rtol, solver.atol)
     )
     tiny = torch.finfo(like.dtype).tiny
