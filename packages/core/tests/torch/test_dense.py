@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch.autograd import forward_ad
 from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, vjp, vmap
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from parafix.core.testing.torch import assert_close, assert_identical, CallCounter
 from parafix.core.torch import (
@@ -87,6 +88,19 @@ def spelt_out(w, b):
     for _ in range(100):
         z = cell(z, (w, b))
     return z
+
+
+class _Calls(TorchDispatchMode):
+    """Counts the calls of PyTorch's operations under it."""
+
+    def __init__(self):
+        super().__init__()
+        self.number = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        del types
+        self.number += 1
+        return func(*args, **(kwargs or {}))
 
 
 class TestValues:
@@ -184,6 +198,26 @@ class TestValues:
         if name == "newton":
             # The last step only confirms.
             assert_identical(stats["num_linear"], SIZE * (stats["num_steps"] - 1))
+
+    @pytest.mark.parametrize(
+        ("make", "most"), [(FixedPoint, 14), (Anderson, 35), (Broyden, 54)]
+    )
+    def test_calls_of_a_step(self, make, most):
+        # Of a tiny `f` every call of PyTorch tells: these are those of steps in which
+        # nothing ends, three of `f` in each among them.
+        w, b = ARGS
+        calls = []
+        for max_steps in (3, 6):
+            with torch.no_grad(), _Calls() as counter:
+                fixed_point(
+                    lambda z: torch.tanh(z @ w + b[:1]),
+                    GUESS[:1],
+                    solver=make(1e-300, 1e-300),
+                    max_steps=max_steps,
+                    throw=False,
+                )
+            calls.append(counter.number)
+        assert 0 < calls[1] - calls[0] <= 3 * most
 
     def test_without_gradients(self):
         weight = ARGS[0].clone().requires_grad_()
@@ -688,6 +722,8 @@ class TestBatches:
         scales = tensor([[1.0], [1e-6], [1e5]]).repeat(22, 1)[: self.samples]
         cases = [(w, b, slope), (w, hopeless, slope), (w, b * scales, slope * scales)]
         cases += [(w, b[:1], slope[:1]), (w, b[5:6], slope[5:6])]
+        # All end together.
+        cases.append((w, b[:1].repeat(3, 1), slope[:1].repeat(3, 1)))
         guess = vectors(8, self.samples)
         guess[3] = torch.nan
         watched = [self.solve(case, make) for case in cases]

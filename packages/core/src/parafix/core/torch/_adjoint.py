@@ -22,7 +22,7 @@ from ._calculus import (
     under_transforms,
     vjp,
 )
-from ._capture import Autocast, Capture, capture, Captured, Exchange
+from ._capture import Autocast, Capture, capture, Captured, Exchange, with_params
 from ._check import checked_count
 from ._iteration import AbstractIteration, bare, iterate, Outcome
 from ._linear import GMRES, linear_solve, LinearSolver, rows, unrows
@@ -181,9 +181,8 @@ def _primal(task: _Task, z: Tensor, params: Sequence[Tensor]) -> Outcome:
 
     start, task.start = task.start, None
     with torch.no_grad():
-        return task.problem.iterate(
-            lambda z: task.map(z, params), linearise, z, start=start, spent=task.spent
-        )
+        fn = with_params(task.map, params)
+        return task.problem.iterate(fn, linearise, z, start=start, spent=task.spent)
 
 
 class _Solve(Function):
