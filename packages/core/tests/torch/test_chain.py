@@ -643,6 +643,33 @@ class TestFailures:
             assert (solution.result == RESULTS.ill_conditioned).all()
             assert (solution.stats["error_estimate"] > 1).all()
 
+    @pytest.mark.parametrize("name", ["jacobi", "newton", "sequential"])
+    def test_inference_mode_hides_none(self, name):
+        solver = SWEEPS.get(name, name)
+        for context in (torch.no_grad(), torch.inference_mode()):
+            with context:
+                # Made there: states, inputs, and what the step closes over.
+                rate = torch.full((1,), 3.9, dtype=DOUBLE)
+                xs = torch.zeros(150, 2, 1, dtype=DOUBLE)
+                problem = Chain(
+                    lambda z, x: rate * z * (1 - z) + x,  # noqa: B023
+                    torch.full((2, 1), 0.3, dtype=DOUBLE),
+                    xs,
+                    150,
+                )
+                solution = solve_chain(problem, solver=solver, throw=False)
+                assert problem.has_tangent
+            sequential = name == "sequential"
+            code = RESULTS.successful if sequential else RESULTS.ill_conditioned
+            assert (solution.result == code).all()
+            assert (solution.stats["error_estimate"] > 1).all()
+            assert (solution.stats["lyapunov_exponent"] > 0.4).all()
+
+    def test_inference_mode_is_no_place_for_a_jacobian(self):
+        z, xs = torch.ones(3, 1, 2), torch.ones(3, 1, 2)
+        with torch.inference_mode(), pytest.raises(RuntimeError, match="no_grad"):
+            jacobian(lambda z, x: torch.tanh(z + x), z, xs)
+
     def test_a_slow_chain_is_solved_beyond_its_residual(self):
         # Residuals of 1e-6 add up to an error of 1e-3 where a chain forgets slowly.
         step = lambda z, x: z + 1e-3 * (x - z)

@@ -185,12 +185,21 @@ class TestValues:
             # The last step only confirms.
             assert_identical(stats["num_linear"], SIZE * (stats["num_steps"] - 1))
 
-    def test_without_gradients(self):
+    @pytest.mark.parametrize("solver", ["anderson", "newton", "newton-krylov"])
+    def test_without_gradients(self, solver):
         weight = ARGS[0].clone().requires_grad_()
+        found = []
         for context in (torch.no_grad(), torch.inference_mode()):
             with context:
-                value = fixed_point(cell, GUESS, (weight, ARGS[1])).value
-            assert not value.requires_grad
+                # Made there: by the arguments, and by what `fn` closes over.
+                args, one = (weight * 1, ARGS[1] * 1), torch.ones(1, dtype=DOUBLE)
+                fn = lambda z, args, one=one: cell(z * one, args) * one
+                solution = fixed_point(fn, GUESS * 1, args, solver=solver)
+            assert not solution.value.requires_grad
+            found.append((solution.value, solution.result, solution.stats))
+        assert_identical(*found)
+
+    def test_arguments_are_left_alone(self):
         guess = GUESS.clone()
         fixed_point(lambda z: z.mul_(0.5), guess, solver="anderson", throw=False)
         assert_identical(guess, GUESS)

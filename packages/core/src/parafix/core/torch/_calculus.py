@@ -15,6 +15,8 @@ from torch import Tensor
 from torch._functorch.utils import unwrap_dead_wrappers
 from torch.autograd import forward_ad
 
+from ._inference import check_recording
+
 
 class AbstractClosed(abc.ABC):
     """`z = f(z; params)` for a batch of samples, with every parameter explicit.
@@ -66,11 +68,19 @@ def _among(primals):
     return places, completed
 
 
+def _is_constant(out: Tensor) -> bool:
+    """Whether `out` depends on no variable."""
+    if out.requires_grad:
+        return False
+    check_recording()
+    return True
+
+
 def grads(
     out: Tensor, inputs: Sequence[Tensor], cotangent: Tensor, create_graph: bool
 ) -> list[Tensor]:
     """`torch.autograd.grad` with zeros where there is no dependence."""
-    if not out.requires_grad or not inputs:
+    if _is_constant(out) or not inputs:
         return [torch.zeros_like(x) for x in inputs]
     found = torch.autograd.grad(
         out,
@@ -145,7 +155,7 @@ def jvp(
 
 
 def _double_pull(out, inputs, tangents, differentiable):
-    if not out.requires_grad:
+    if _is_constant(out):
         return torch.zeros_like(out)
     weights = torch.zeros_like(out, requires_grad=True)
     pulled = grads(out, inputs, weights, True)
@@ -265,7 +275,7 @@ class LinearisedOperator(AbstractOperator):
     def __call__(self, v):
         if self.transposed:
             return self._pull(v)
-        if not self._out.requires_grad:
+        if _is_constant(self._out):
             return torch.zeros_like(v)
         with torch.enable_grad():
             if self._weights is None:

@@ -8,7 +8,7 @@ from torch.utils import _pytree as pytree
 from ._adjoint import AbstractAdjoint, ImplicitAdjoint
 from ._capture import Autocast
 from ._certificate import certify, ErrorEstimate, Report, worst
-from ._chain import Chain, Leaf, States
+from ._chain import Chain, differentiable, Leaf, States
 from ._chain_adjoint import ChainAdjoint, ChainProblem
 from ._check import checked_count, checked_tolerance
 from ._growth import lyapunov_exponent
@@ -105,19 +105,19 @@ def solve_chain(
     if isinstance(solver, Sequential):
         return _solve_sequentially(problem, solver)
     eps = autocast.eps([init.dtype])
-    task = ChainProblem(
-        wide,
-        autocast,
-        eps,
-        solver,
-        length if max_steps is None else max_steps,
-        length if window is None else min(window, length),
-        throw,
-        growth,
-        fallback is not None,
-    )
     guess = None if guess is None else guess.to(wide.init.dtype)
-    with autocast.entered(enabled=False):
+    with differentiable(wide) as wide, autocast.entered(enabled=False):
+        task = ChainProblem(
+            wide,
+            autocast,
+            eps,
+            solver,
+            length if max_steps is None else max_steps,
+            length if window is None else min(window, length),
+            throw,
+            growth,
+            fallback is not None,
+        )
         z, report, error = adjoint.apply(task, guess)
     # What is not a sweep is a certificate, which takes the whole Jacobian.
     certificates = report.num_evals - report.num_steps
@@ -172,11 +172,12 @@ def assess(
     wide = _widened(problem, Autocast.now(z.device))
     rtol = checked_tolerance("rtol", rtol, wide.eps**0.75)
     atol = checked_tolerance("atol", atol, wide.eps**0.75)
-    # What is reported about the states carries no derivative.
-    init, xs = pytree.tree_map_only(Tensor, torch.Tensor.detach, (wide.init, wide.xs))
-    fixed = dataclasses.replace(wide, init=init, xs=xs)
-    states = z.detach().to(init.dtype)
-    with torch.no_grad():
+    with differentiable(wide) as wide, torch.no_grad():
+        # What is reported about the states carries no derivative.
+        of_chain = (wide.init, wide.xs)
+        init, xs = pytree.tree_map_only(Tensor, torch.Tensor.detach, of_chain)
+        fixed = dataclasses.replace(wide, init=init, xs=xs)
+        states = z.detach().to(init.dtype)
         prefix = first(~torch.isfinite(states), 0, problem.length)
         none = torch.zeros_like(prefix)
         unknown = torch.full_like(states[0, :, 0], torch.nan)
