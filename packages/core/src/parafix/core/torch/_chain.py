@@ -10,7 +10,7 @@ from torch.utils import _pytree as pytree
 
 from ._inference import out_of_inference
 from ._over_time import over_time
-from ._structure import AbstractStructure, Custom, Structured, structure_of
+from ._structure import AbstractStructure, Custom, structure_of, Structured
 
 
 # One time: (B, n). All times, or some: (T, B, n).
