@@ -303,7 +303,8 @@ def _solve(fn, y0, args, root, solver, adjoint, rtol, atol, max_steps, throw):
     autocast = Autocast.now(z0.device)
 
     def f(z: Tensor, exchange: Exchange) -> Tensor:
-        y = layout.unflatten(z)
+        # What `fn` does to its argument must not reach the iterate.
+        y = layout.unflatten(z.clone())
         given = args
         if exchange:
             exchange_leaf = lambda x: exchange.get(id(x), x)
