@@ -203,14 +203,19 @@ def differentiable(problem: Chain) -> Iterator[Chain]:
 
 
 def _checked(out, z, name="step"):
+    check_states(out, z, name)
+    # Under autocast, operations choose their dtypes by themselves.
+    return out.to(z.dtype)
+
+
+def check_states(out: Any, z: Tensor, name: str = "step") -> None:
+    """Raises `TypeError` if `out` is not of the shape of the states `z`."""
     if not isinstance(out, Tensor) or out.shape != z.shape:
         got = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
         raise TypeError(
             f"`{name}` must return states of the shape that it takes, {tuple(z.shape)}"
             f"; got {got}."
         )
-    # Under autocast, operations choose their dtypes by themselves.
-    return out.to(z.dtype)
 
 
 def _supplied(chain, structure):

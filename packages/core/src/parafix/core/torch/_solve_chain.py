@@ -8,7 +8,7 @@ from torch.utils import _pytree as pytree
 from ._adjoint import AbstractAdjoint, ImplicitAdjoint
 from ._capture import Autocast
 from ._certificate import certify, ErrorEstimate, Report, worst
-from ._chain import Chain, differentiable, Leaf, States
+from ._chain import Chain, check_states, differentiable, Leaf, States
 from ._chain_adjoint import ChainAdjoint, ChainProblem
 from ._check import checked_count, checked_tolerance
 from ._growth import lyapunov_exponent
@@ -246,7 +246,9 @@ def _solve_sequentially(problem, solver):
     z, states = problem.init, []
     steps = [x.unbind(0) for x in tensors]
     for t in range(problem.length):
-        z = problem.step(z, joined([x[t] for x in steps]))
+        # A copy: what the step does to its argument is no business of `states`.
+        z = problem.step(z.clone(), joined([x[t] for x in steps]))
+        check_states(z, problem.init)
         states.append(z)
     return assess(problem, torch.stack(states), rtol=solver.rtol, atol=solver.atol)
 
