@@ -808,8 +808,9 @@ class TestArguments:
     def test_a_step_that_returns_something_else(self, broadcasts):
         for step in (lambda z, x: z[..., :1], lambda z, x: None):
             problem = Chain(step, torch.ones(1, 2), None, 4, broadcasts=broadcasts)
-            with pytest.raises(TypeError, match="`step` must return"):
-                solve_chain(problem)
+            for solver in ("jacobi", "sequential"):
+                with pytest.raises(TypeError, match="`step` must return"):
+                    solve_chain(problem, solver=solver)
 
     def test_a_formula_that_returns_something_else(self):
         problem = dataclasses.replace(
@@ -857,6 +858,22 @@ class TestArguments:
     def test_negative_tolerances(self, made):
         with pytest.raises(ValueError, match="`atol`"):
             made(1e-3, -1e-3)
+
+    @pytest.mark.parametrize("value", [[1e-3] * SIZE, np.full(SIZE, 1e-3)])
+    def test_tolerances_for_each_entry_are_a_tensor(self, value):
+        calls = (
+            lambda: Jacobi(value, 1e-3),
+            lambda: solve_chain(self.problem(), rtol=value),
+            lambda: fixed_point(torch.cos, torch.ones(1, SIZE), rtol=value),
+        )
+        for call in calls:
+            with pytest.raises(TypeError, match="`rtol`.*a tensor"):
+                call()
+        options = {"solver": "jacobi", "atol": np.float32(1e-6)}
+        each = torch.tensor(value)
+        many = solve_chain(self.problem(), rtol=each, **options)
+        one = solve_chain(self.problem(), rtol=1e-3, **options)
+        assert_identical(many.value, one.value)
 
 
 def test_ten_thousand_steps():
