@@ -170,8 +170,36 @@ class TestValues:
             expected = dense_affine_scan(a.expand(20, 3, 2, 2), b, init)
             assert_close(solution.value, expected)
             assert (solution.stats["num_steps"] <= 2).all()
+            # Two pulls in every sweep, and for the growth of errors.
             linear = (solution.stats["num_steps"] + 1) * 2
             assert_identical(solution.stats["num_linear"], linear)
+
+    @pytest.mark.parametrize("growth", [True, False])
+    @pytest.mark.parametrize("name", ["jacobi", "newton", "sequential"])
+    def test_what_was_done_is_counted(self, name, growth, monkeypatch):
+        evals, pulls = [], []
+        grad = torch.autograd.grad
+
+        def pull(outputs, inputs, cotangent, **options):
+            pulls.append(cotangent.shape[0])
+            return grad(outputs, inputs, cotangent, **options)
+
+        def step(z, x):
+            evals.append(z.shape[0])
+            return tanh_step(weights, z, x)
+
+        monkeypatch.setattr(torch.autograd, "grad", pull)
+        weights, init, xs = tanh_problem(samples=1)
+        with torch.no_grad():
+            stats = solve_chain(
+                Chain(step, init, xs, LENGTH, broadcasts=True),
+                solver=SWEEPS.get(name, name),
+                growth=growth,
+            ).stats
+        # What treats all times at once.
+        assert stats["num_evals"] == evals.count(LENGTH)
+        assert stats["num_linear"] == pulls.count(LENGTH) > 0
+        assert ("lyapunov_exponent" in stats) == growth
 
     def test_jacobi_needs_as_many_sweeps_as_the_chain_remembers(self):
         # Only three of the inputs matter for a state, whatever the length.

@@ -379,8 +379,10 @@ def test_a_chain_of_a_structured_step(solver):
     solution = solve_chain(problem, solver=solver)
     expected = solve_chain(problem, solver="sequential").value
     assert_close(solution.value, expected, 1e-11)
-    # Two pulls in every sweep and in every certificate.
-    assert_identical(solution.stats["num_linear"], 2 * solution.stats["num_evals"])
+    # Two pulls in every sweep, in every certificate, and for the growth of errors; none
+    # in the evaluation that takes the residual of Newton's method.
+    evals = solution.stats["num_evals"] - int(solver == "deer")
+    assert_identical(solution.stats["num_linear"], 2 * evals)
 
 
 def test_a_carry_with_leaves_that_are_no_floats():
