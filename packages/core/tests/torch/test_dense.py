@@ -205,7 +205,9 @@ class TestValues:
         guess = GUESS.clone().reshape(shape)
         for context in (torch.no_grad(), torch.enable_grad()):
             with context:
-                solution = fixed_point(lambda z: z.mul_(0.5).add_(1), guess, solver=name)
+                solution = fixed_point(
+                    lambda z: z.mul_(0.5).add_(1), guess, solver=name
+                )
             assert_close(solution.value, torch.full_like(guess, 2.0), 1e-11)
             assert (solution.stats["residual"] > 0).any() or name != "fixed-point"
         assert_identical(guess, GUESS.reshape(shape))

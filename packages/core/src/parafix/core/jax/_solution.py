@@ -30,10 +30,9 @@ class Solution(eqx.Module, Generic[_Value]):
         within tolerance) and `error_estimate` (how far rounding may have carried
         `value` from what another order of the same operations gives, relative to the
         largest entry), `lyapunov_exponent` (an error grows by about `exp` of it in
-        every step of that prefix; negative for a chain that forgets; it takes one of the
-        calls of `f`, with its Jacobian) and
-        `sequential_from` (the first time, in the order of running, whose state a loop
-        has computed; `T` if none).
+        every step of that prefix; negative for a chain that forgets; it takes one of
+        the calls of `f`, with its Jacobian) and `sequential_from` (the first time, in
+        the order of running, whose state a loop has computed; `T` if none).
     """
 
     value: _Value

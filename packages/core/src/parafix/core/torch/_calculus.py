@@ -44,6 +44,12 @@ def under_transforms() -> bool:
     return torch._C._are_functorch_transforms_active()
 
 
+def is_recorded() -> bool:
+    """Whether somebody may take derivatives of what is computed now."""
+    recorded = torch.is_grad_enabled() or forward_ad._current_level >= 0
+    return recorded or under_transforms()
+
+
 def is_inexact(x: Tensor) -> bool:
     return x.is_floating_point() or x.is_complex()
 
@@ -55,9 +61,10 @@ def alias(x: Tensor, differentiable: bool) -> Tensor:
     return x.detach().requires_grad_()
 
 
-def _among(primals):
-    """The places of what has derivatives, and how to put such tensors back."""
-    places = [i for i, x in enumerate(primals) if is_inexact(x)]
+def _among(primals, wanted):
+    """The places of what has derivatives and is wanted, and how to put others there."""
+    pairs = enumerate(zip(primals, wanted, strict=True))
+    places = [i for i, (x, asked) in pairs if asked and is_inexact(x)]
 
     def completed(some):
         full = list(primals)
@@ -103,7 +110,7 @@ def vjp(
 
     `None` for primals that are integers.
     """
-    places, completed = _among(primals)
+    places, completed = _among(primals, [True] * len(primals))
     some = [primals[i] for i in places]
     if not some:
         return [None] * len(primals)
@@ -131,16 +138,9 @@ def jvp(
 
     By pulling through the pull, which is linear. `None` is the tangent zero.
     """
-    places, completed = _among(primals)
-    places = [i for i in places if tangents[i] is not None]
+    places, completed = _among(primals, [t is not None for t in tangents])
     chosen: list[Any] = [tangents[i] for i in places]
-
-    def of_some(*some):
-        full = list(primals)
-        for place, x in zip(places, some, strict=True):
-            full[place] = x
-        return fn(*full)
-
+    of_some = lambda *some: fn(*completed(some))
     some = [primals[i] for i in places]
     if not some:
         return torch.zeros_like(fn(*primals))
@@ -199,7 +199,8 @@ def product(
 def forward_mode(ctx: Any) -> Iterator[Sequence[Tensor]]:
     """For the rule of a `Function`: what it saved, so that forward mode can be nested.
 
-    PyTorch switches forward mode off in a rule, and hands it dual numbers.
+    PyTorch switches forward mode off in a rule, for outer levels too, and hands it dual
+    numbers: a second derivative would lose its terms in silence (pytorch#197867).
     """
     with forward_ad._set_fwd_grad_enabled(True):
         level = forward_ad._current_level

@@ -19,7 +19,7 @@ def checked_tolerance(name: str, value: Any, default: Any) -> Any:
             raise ValueError(f"`{name}` must be non-negative, got {value}.")
         return float(value)
     message = (
-        f"`{name}` must be a number, or a tensor with one for each entry, got {value!r}."
+        f"`{name}` must be a number, or a tensor with one per entry, got {value!r}."
     )
     try:
         # A Python number becomes float64, where a small negative one stays negative.

@@ -32,8 +32,8 @@ class Solution(Generic[_Value]):
         largest entry), `sequential_from` (the first time, in the order of running,
         whose state a loop has computed; `T` if none), and if it was asked for
         `lyapunov_exponent` (an error grows by about `exp` of it in every step of that
-        prefix; negative for a chain that forgets; it takes one of the calls of `f`, with
-        its Jacobian).
+        prefix; negative for a chain that forgets; it takes one of the calls of `f`,
+        with its Jacobian).
     - `position`, `leaf`, `leaves`: of a chain, the first bad position and the number of
         its leaf for each sample, and the names of the leaves.
     """
