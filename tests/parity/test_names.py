@@ -61,6 +61,7 @@ ONLY_TORCH_PARAMETERS = {
     ("Chain", "linearised"): "JAX linearises every step by itself",
     ("UnrolledAdjoint", "checkpoint"): "JAX always does: steps are of a bounded loop",
     ("solve_chain", "growth"): "JAX drops what nobody looks at",
+    ("assess", "growth"): "the same",
     ("choose", "samples"): "a batch is invisible under jax.vmap",
 }
 OTHER_DEFAULT = {

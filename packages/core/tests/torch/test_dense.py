@@ -219,15 +219,43 @@ class TestValues:
             calls.append(counter.number)
         assert 0 < calls[1] - calls[0] <= 3 * most
 
-    def test_without_gradients(self):
+    @pytest.mark.parametrize("solver", ["anderson", "newton", "newton-krylov"])
+    def test_without_gradients(self, solver):
         weight = ARGS[0].clone().requires_grad_()
+        found = []
         for context in (torch.no_grad(), torch.inference_mode()):
             with context:
-                value = fixed_point(cell, GUESS, (weight, ARGS[1])).value
-            assert not value.requires_grad
-        guess = GUESS.clone()
-        fixed_point(lambda z: z.mul_(0.5), guess, solver="anderson", throw=False)
-        assert_identical(guess, GUESS)
+                # Made there: by the arguments, and by what `fn` closes over.
+                args, one = (weight * 1, ARGS[1] * 1), torch.ones(1, dtype=DOUBLE)
+                fn = lambda z, args, one=one: cell(z * one, args) * one
+                solution = fixed_point(fn, GUESS * 1, args, solver=solver)
+            assert not solution.value.requires_grad
+            found.append((solution.value, solution.result, solution.stats))
+        assert_identical(*found)
+
+    @pytest.mark.parametrize("name", ["fixed-point", "anderson", "newton"])
+    @pytest.mark.parametrize("shape", [(2, SIZE), (2, SIZE, 1)])
+    def test_what_works_in_place(self, name, shape):
+        guess = GUESS.clone().reshape(shape)
+        for context in (torch.no_grad(), torch.enable_grad()):
+            with context:
+                solution = fixed_point(
+                    lambda z: z.mul_(0.5).add_(1), guess, solver=name
+                )
+            assert_close(solution.value, torch.full_like(guess, 2.0), 1e-11)
+            assert (solution.stats["residual"] > 0).any() or name != "fixed-point"
+        assert_identical(guess, GUESS.reshape(shape))
+
+    def test_a_network_that_works_in_place(self):
+        weight = ARGS[0] / 2
+
+        def gradient(relu):
+            variable = weight.clone().requires_grad_()
+            fn = lambda z: relu(z) @ variable + ARGS[1]
+            value = fixed_point(fn, GUESS).value
+            return value.detach(), *torch.autograd.grad(value.sum(), variable)
+
+        assert_identical(gradient(torch.relu_), gradient(torch.relu))
 
 
 class TestDerivatives:

@@ -257,7 +257,7 @@ def test_a_chain_of_a_structured_step(solver):
     solution = solve_chain(problem, solver=solver)
     _, expected = lax.scan(lambda z, x: (step(z, x),) * 2, problem.init, problem.xs)
     assert_close(solution.value, expected, 1e-11)
-    # Two tangents in every sweep and in every certificate.
+    # Two tangents in every sweep, in every certificate, and for the growth of errors.
     evals = solution.stats["num_evals"]
     assert solution.stats["num_linear"] == 2 * evals
 

@@ -95,6 +95,7 @@ class Report(NamedTuple):
     growth: Tensor
     # The first time at which a loop has computed the state.
     start: Tensor
+    num_linear: Tensor
 
 
 class Part(NamedTuple):

@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad, Function
+from torch.autograd import Function
 
 from ._adjoint import AbstractAdjoint
 from ._calculus import (
@@ -13,6 +13,7 @@ from ._calculus import (
     forward_mode,
     grads,
     is_inexact,
+    is_recorded,
     jvp,
     product,
     pull_back,
@@ -64,8 +65,7 @@ class ChainAdjoint(AbstractAdjoint):
             )
         chain = problem.chain
         inputs = parted(chain.xs)[0]
-        wanted = torch.is_grad_enabled() or forward_ad._current_level >= 0
-        if not (wanted or under_transforms()):
+        if not is_recorded():
             map_ = plain_map(chain, problem.autocast, problem.eps)
             return problem.solve(map_, z, chain.init, inputs)
         map_ = captured_map(chain, problem.autocast, problem.eps)

@@ -78,7 +78,11 @@ class ChainProblem:
         report = _summary(reports)
         if self.growth:
             growth = lyapunov_exponent(whole, z, report.prefix, self._chunk)
-            report = report._replace(growth=growth)
+            report = report._replace(
+                growth=growth,
+                num_evals=report.num_evals + 1,
+                num_linear=report.num_linear + whole.num_linear,
+            )
         return z, report, error.value
 
     @property
@@ -132,4 +136,5 @@ def _summary(reports):
         entry=at(each.entry, one),
         growth=at(each.growth, one),
         start=each.start.amin(0),
+        num_linear=each.num_linear.sum(0),
     )

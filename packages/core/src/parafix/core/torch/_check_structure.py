@@ -8,7 +8,7 @@ from torch.utils import _pytree as pytree
 
 from ._calculus import jvp
 from ._certificate import unstable_above
-from ._chain import AllTimes, Chain, jacobian
+from ._chain import AllTimes, Chain, differentiable, jacobian
 from ._structure import Dense
 
 
@@ -35,7 +35,7 @@ def check_structure(problem: Chain) -> None:
     size = problem.size
     if problem.length == 0 or problem.init.numel() == 0:
         return
-    with torch.no_grad():
+    with differentiable(problem) as problem, torch.no_grad():
         z, xs = _points(problem)
         step = problem.at_all_times
         structure = step.structure

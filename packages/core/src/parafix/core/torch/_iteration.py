@@ -9,9 +9,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch._C._functorch import get_unwrapped, is_functorch_wrapped_tensor
-from torch.autograd import forward_ad
 
-from ._calculus import AbstractOperator, under_transforms
+from ._calculus import AbstractOperator, is_recorded
 from ._check import checked_tolerance
 from ._linear import looks
 from ._result import RESULTS
@@ -89,8 +88,7 @@ class AbstractIteration(abc.ABC):
 
 def may_overwrite() -> bool:
     """Whether a solver may write into its memory: not while its steps are recorded."""
-    recorded = torch.is_grad_enabled() or forward_ad._current_level >= 0
-    return not (recorded or under_transforms())
+    return not is_recorded()
 
 
 class Outcome(NamedTuple):

@@ -21,7 +21,7 @@ from ._calculus import (
     vjp,
 )
 from ._check import checked_count, checked_tolerance
-from ._result import RESULTS
+from ._result import raise_if, RESULTS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,13 +117,9 @@ def linear_solve(
 
 
 def _checked(x, ok, on_failure):
-    if on_failure == "raise" and not bool(ok.all()):
-        sample = int(torch.nonzero(~ok)[0])
-        text = RESULTS[RESULTS.linear_solve_failed]
-        raise RuntimeError(
-            f"{int((~ok).sum())} of {ok.numel()} samples failed; sample {sample}: "
-            f"{text}"
-        )
+    if on_failure == "raise":
+        code = torch.where(ok, RESULTS.successful, RESULTS.linear_solve_failed)
+        raise_if(code)
     return torch.where(ok[:, None], x, torch.nan) if on_failure == "nan" else x
 
 

@@ -133,7 +133,7 @@ def solve_by_sweeps(
     state = SweepState(none, ~everyone, none, certificate, memory)
     z, state = run.sweeps(z, state, everyone, None)
     certified = run.certified if solver.newton else run.refined
-    z, state, count = certified(z, state)
+    z, state, certificates = certified(z, state)
     certificate, length = state.certificate, problem.length
     result = torch.where(certificate.newton <= 1, RESULTS.successful, RESULTS.stalled)
     for flag, code in (
@@ -163,7 +163,10 @@ def solve_by_sweeps(
         beyond = torch.arange(length, device=z.device)[:, None] >= end
         z = torch.where(beyond[..., None], torch.nan, z)
     unknown = torch.full_like(residual, torch.nan)
-    evals = state.num_steps + count
+    # Newton's method evaluates once more for the residual, without a Jacobian.
+    evals = state.num_steps + certificates + int(solver.newton)
+    whole = problem.num_linear
+    linear = state.num_steps * solver.num_linear(whole) + certificates * whole
     report = Report(
         result,
         prefix,
@@ -173,6 +176,7 @@ def solve_by_sweeps(
         entry,
         unknown,
         none + length,
+        linear,
     )
     return z, report, certificate.error
 
@@ -209,13 +213,13 @@ class _Run:
                 return z, state
 
     def certified(self, z, state):
-        """The certificate of Newton's method, and the evaluations that took."""
+        """The certificate of Newton's method, and the number of Jacobians it took."""
         # The sweep that confirmed `z` has done it, so only failures are looked at.
         sure = state.prefix == self.problem.length
         if not bool(sure.all()):
             certificate = where(sure, state.certificate, self.certify(z))
             state = dataclasses.replace(state, certificate=certificate)
-        return z, state, torch.where(sure, 1, 2)
+        return z, state, torch.where(sure, 0, 1)
 
     def refined(self, z, state):
         """Sweeps on until the Newton step of `z` is within tolerance too."""
