@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, PyTree
 from ._certificate import Certificate, opened, Part, propagate, vouch
 from ._chain import Chain, chunk_size, scan_chunks
 from ._custom_types import BoolScalar, IntScalar, States
-from ._measure import first, tolerance
+from ._measure import first, max_abs, ratio, tolerance
 from ._segments import earlier, since_reset
 
 
@@ -21,6 +21,8 @@ class SweepState(eqx.Module):
     prefix: IntScalar
     nonfinite: BoolScalar
     num_steps: IntScalar
+    # How often Newton's method has looked at an iterate that it was about to return.
+    num_looks: IntScalar
     # Of Newton's method, and once it has converged; otherwise of no meaning.
     certificate: Certificate
     # What the damping remembers.
@@ -36,8 +38,47 @@ def advance(
     z, prefix, nonfinite, certificate, memory, dead = _sweep(
         solver, problem, z, options["error"], state.memory
     )
+    looks = state.num_looks
+    if solver.newton:
+        looks = looks + jnp.where(prefix == problem.length, 1, 0)
+        prefix, certificate = _look(solver, problem, z, prefix, certificate, dead)
     steps = state.num_steps + 1
-    return z, SweepState(prefix, nonfinite, steps, certificate, memory, dead)
+    return z, SweepState(prefix, nonfinite, steps, looks, certificate, memory, dead)
+
+
+def _look(solver, problem, z, prefix, certificate, dead):
+    """`prefix` and `certificate`, after a look at the iterate that is returned.
+
+    What a sweep has seen is the iterate before it. The two are within tolerance of each
+    other, and yet a jump of `step`, where it takes a decision, may lie between them.
+    """
+    length = problem.length
+
+    def body(sofar, elements):
+        lag, z, xs, index, dead = elements
+        r = jax.vmap(problem.step)(lag, xs) - z
+        tol = tolerance(solver.rtol, solver.atol, z)
+        part = Part(z, r, tol, index).without(dead)
+        residual = max_abs(ratio(part.r, part.tol))
+        beyond = first(~(jnp.abs(part.r) <= part.tol), index, length)
+        return (jnp.maximum(sofar[0], residual), jnp.minimum(sofar[1], beyond)), None
+
+    start = certificate.residual, jnp.array(length)
+    residual, beyond = lax.cond(
+        eqxi.unvmap_any(prefix == length),
+        lambda: scan_chunks(
+            body,
+            start,
+            (problem.lag(z), z, problem.xs, jnp.arange(length), dead),
+            length,
+            chunk_size(solver.chunk, length, problem.num_entries),
+        )[0],
+        lambda: start,
+    )
+    # Of the iterate before, one state less is within tolerance.
+    before = jnp.where(beyond < length, jnp.maximum(beyond - 1, 0), length)
+    prefix = jnp.where(prefix == length, before, prefix)
+    return prefix, eqx.tree_at(lambda c: c.residual, certificate, residual)
 
 
 def _sweep(solver, problem, z, error, memory):

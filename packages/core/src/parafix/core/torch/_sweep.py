@@ -17,7 +17,7 @@ from ._certificate import (
 )
 from ._chain import Chain, Matrices, States
 from ._check import checked_count, checked_tolerance
-from ._measure import at, max_abs, ratio, tolerance
+from ._measure import at
 from ._result import RESULTS
 from ._scan import AbstractScan
 from ._update import advance, SweepState
@@ -130,7 +130,7 @@ def solve_by_sweeps(
     everyone = torch.ones_like(none, dtype=torch.bool)
     memory = None if solver.damping is None else solver.damping.init(problem.init)
     certificate = Certificate.start(problem, error)
-    state = SweepState(none, ~everyone, none, certificate, memory)
+    state = SweepState(none, ~everyone, none, none, certificate, memory)
     z, state = run.sweeps(z, state, everyone, None)
     certified = run.certified if solver.newton else run.refined
     z, state, count = certified(z, state)
@@ -153,9 +153,8 @@ def solve_by_sweeps(
     entry = torch.where(unstable, certificate.entry, none)
     residual = certificate.residual
     failed = result != RESULTS.successful
-    if solver.newton or bool(failed.any()):
+    if bool(failed.any()):
         r = problem(z) - z
-        residual = max_abs(ratio(r, tolerance(solver.rtol, solver.atol, z)))
         entry = torch.where(unstable, certificate.entry, worst(at(r, prefix)))
         entry = torch.where(failed, entry, none)
     if bool(state.nonfinite.any()):
@@ -215,7 +214,7 @@ class _Run:
         if not bool(sure.all()):
             certificate = where(sure, state.certificate, self.certify(z))
             state = dataclasses.replace(state, certificate=certificate)
-        return z, state, torch.where(sure, 1, 2)
+        return z, state, state.num_looks + torch.where(sure, 0, 1)
 
     def refined(self, z, state):
         """Sweeps on until the Newton step of `z` is within tolerance too."""

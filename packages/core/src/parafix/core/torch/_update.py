@@ -8,20 +8,22 @@ from torch import Tensor
 
 from ._certificate import Certificate, ErrorEstimate, Part, vouch
 from ._chain import Chain, chunk_size, chunks, slices
-from ._measure import all_finite, at, first, tolerance
+from ._measure import all_finite, at, first, max_abs, ratio, tolerance
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class SweepState:
     """All about the iterate that entered the last sweep; each of shape `(B,)`.
 
-    The certificate is that of Newton's method, once it has converged; otherwise it has
-    no meaning. `memory` is what the damping remembers.
+    `num_looks` says how often Newton's method has looked at an iterate that it was
+    about to return. The certificate is that of Newton's method, once it has converged;
+    otherwise it has no meaning. `memory` is what the damping remembers.
     """
 
     prefix: Tensor
     nonfinite: Tensor
     num_steps: Tensor
+    num_looks: Tensor
     certificate: Certificate
     memory: Any = None
 
@@ -47,6 +49,7 @@ def advance(
     nonfinite = torch.zeros_like(state.nonfinite)
     certificate = Certificate.start(problem, error)
     last, held, total, parts = None, None, 0, []
+    converged = False
     chunk = chunk_size(solver.chunk, z, problem.num_entries)
     for begin, end in chunks(length, chunk):
         part_z = z[begin:end]
@@ -74,7 +77,8 @@ def advance(
             bad = ~torch.isfinite(at(f, stop - begin)).all(-1)
             nonfinite = torch.where(stop < prefix, bad, nonfinite)
         prefix = torch.minimum(prefix, stop)
-        if solver.newton and a is not None and bool((prefix == length).any()):
+        converged = solver.newton and bool((prefix == length).any())
+        if converged and a is not None:
             part = Part(begin, part_z, r, tol)
             within = prefix == length
             certificate = vouch(problem, solver.scan, certificate, part, d, a, within)
@@ -83,7 +87,34 @@ def advance(
     new = parts[0] if len(parts) == 1 else torch.cat(parts)
     memory = state.memory
     memory = memory if damping is None else damping.update(memory, total)
-    return new, SweepState(prefix, nonfinite, state.num_steps + 1, certificate, memory)
+    steps, looks = state.num_steps + 1, state.num_looks
+    if converged:
+        looks = looks + (prefix == length)
+        prefix, certificate = _look(
+            solver, problem, new, prefix, certificate, chunk, factor
+        )
+    return new, SweepState(prefix, nonfinite, steps, looks, certificate, memory)
+
+
+def _look(solver, problem, z, prefix, certificate, chunk, factor):
+    """`prefix` and `certificate`, after a look at the iterate that is returned.
+
+    What a sweep has seen is the iterate before it. The two are within tolerance of each
+    other, and yet a jump of `step`, where it takes a decision, may lie between them.
+    """
+    length, step, lag = problem.length, problem.at_all_times, problem.lag(z)
+    residual, beyond = certificate.residual, torch.full_like(prefix, length)
+    for begin, end in chunks(length, chunk):
+        part = z[begin:end]
+        r = step(lag[begin:end], slices(problem.xs, begin, end)) - part
+        tol = tolerance(solver.rtol, solver.atol, part)
+        tol = tol if factor is None else tol * factor[:, None]
+        residual = torch.maximum(residual, max_abs(ratio(r, tol)))
+        beyond = torch.minimum(beyond, first(~(r.abs() <= tol), begin, length))
+    # Of the iterate before, one state less is within tolerance.
+    before = torch.where(beyond < length, (beyond - 1).clamp(min=0), length)
+    prefix = torch.where(prefix == length, before, prefix)
+    return prefix, dataclasses.replace(certificate, residual=residual)
 
 
 def _quarantined(f, z, new, d, begin, broken, length):
