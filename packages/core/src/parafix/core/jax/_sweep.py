@@ -108,7 +108,8 @@ class AbstractSweep(optx.AbstractFixedPointSolver):
         memory = None if self.damping is None else self.damping.init(problem.init)
         resets = problem.resets
         dead = None if resets is None else jnp.zeros_like(resets)
-        return SweepState(none, jnp.array(False), none, certificate, memory, dead)
+        no = jnp.array(False)
+        return SweepState(none, no, none, none, certificate, memory, dead)
 
     def step(self, fn, y, args, options, state, tags):
         del fn, args, tags
@@ -126,7 +127,7 @@ class AbstractSweep(optx.AbstractFixedPointSolver):
         length, whole = problem.length, problem.structure.num_linear(problem.size)
         y, state, certificate, count = _certified(self, problem, y, state, options)
         # Newton's method evaluates once more for the residual, without a Jacobian.
-        evals = state.num_steps + count + int(self.newton)
+        evals = state.num_steps + state.num_looks + count + int(self.newton)
         if options["fallback"]:
             y, certificate, report = report_finished(
                 self, problem, y, state, certificate, options

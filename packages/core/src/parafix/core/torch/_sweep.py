@@ -130,7 +130,7 @@ def solve_by_sweeps(
     everyone = torch.ones_like(none, dtype=torch.bool)
     memory = None if solver.damping is None else solver.damping.init(problem.init)
     certificate = Certificate.start(problem, error)
-    state = SweepState(none, ~everyone, none, certificate, memory)
+    state = SweepState(none, ~everyone, none, none, certificate, memory)
     z, state = run.sweeps(z, state, everyone, None)
     certified = run.certified if solver.newton else run.refined
     z, state, certificates = certified(z, state)
@@ -164,7 +164,7 @@ def solve_by_sweeps(
         z = torch.where(beyond[..., None], torch.nan, z)
     unknown = torch.full_like(residual, torch.nan)
     # Newton's method evaluates once more for the residual, without a Jacobian.
-    evals = state.num_steps + certificates + int(solver.newton)
+    evals = state.num_steps + state.num_looks + certificates + int(solver.newton)
     whole = problem.num_linear
     linear = state.num_steps * solver.num_linear(whole) + certificates * whole
     report = Report(
