@@ -43,7 +43,7 @@ def advance(
         # An update of the size of rounding leads nowhere.
         doubtful = (prefix == problem.length) & ~certificate.tiny
         prefix = _look(solver, problem, z, prefix, doubtful, dead)
-        looks = looks + doubtful
+        looks = looks + jnp.where(doubtful, 1, 0)
     steps = state.num_steps + 1
     return z, SweepState(prefix, nonfinite, steps, looks, certificate, memory, dead)
 
