@@ -172,6 +172,30 @@ class TestCustom:
         assert solution.stats["num_linear"] == 0
         check_structure(f, f.structure, jnp.zeros(3), xs)
 
+    @pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
+    def test_a_derivative_that_is_lost_in_rounding(self, dtype):
+        # Far out `1 - tanh^2` is zero, or an `eps`, and this formula is right.
+        diagonal = lambda h, x: 2 / jnp.cosh(2 * h + x) ** 2
+
+        def f(h, x):
+            h = jnp.tanh(2 * h + x)
+            return h, h
+
+        init, xs = jnp.zeros(1, dtype), jnp.sin(jnp.arange(8, dtype=dtype))
+        structure, xs = Custom(diagonal, Diagonal()), xs[:, None]
+        check_structure(f, structure, init, xs)
+        actual = scan(f, init, xs, solver="deer", structure=structure)
+        assert_close(actual, lax.scan(f, init, xs), 10 * jnp.finfo(dtype).eps)
+
+    def test_half_precision(self):
+        step = Structured(lambda z, x: jnp.tanh(z / 2 + x), Diagonal())
+        init, xs = jnp.zeros(3, jnp.float16), jnp.ones((8, 3), jnp.float16)
+        problem = Chain(step, init, xs, 8)
+        parafix.core.jax.check_structure(problem)
+        value = solve_chain(problem, solver="jacobi").value
+        _, expected = lax.scan(lambda z, x: (step(z, x),) * 2, init, xs)
+        assert_close(value, expected, 6e-3)
+
     def test_a_function_that_is_wrong(self):
         f = ft.partial(elementwise, jnp.array([0.5, -0.8, 0.3]))
         xs = jnp.ones((20, 3))

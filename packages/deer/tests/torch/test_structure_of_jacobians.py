@@ -270,6 +270,18 @@ class TestCustom:
         expected = solve_chain(problem, solver="sequential").value
         assert_close(solution.value, expected, 3e-2)
 
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+    def test_a_derivative_that_is_lost_in_rounding(self, dtype):
+        # Far out `1 - tanh^2` is zero, or an `eps`, and this formula is right.
+        diagonal = lambda h, x: 2 / torch.cosh(2 * h + x) ** 2
+        f = lambda h, x: (torch.tanh(2 * h + x),) * 2
+        structure = Custom(diagonal, Diagonal())
+        for size in (1, 3):
+            init, xs = inputs(2, size).to(dtype), inputs(8, 2, size).to(dtype)
+            check_structure(f, structure, init, xs)
+            actual = scan(f, init, xs, solver="deer", structure=structure)
+            assert_close(actual, loop(f, init, xs), 10 * torch.finfo(dtype).eps)
+
     def test_a_function_that_is_wrong(self):
         f = ft.partial(elementwise, self.WEIGHTS)
         xs = torch.ones(20, 1, 3, dtype=DOUBLE)
