@@ -116,12 +116,39 @@ def test_what_cannot_be():
         )
 
 
-def test_what_is_no_structure():
+@pytest.fixture
+def unchecked():
+    # What is wrong is to be found by the library itself.
     jaxtyping.config.update("jaxtyping_disable", True)
-    f = ft.partial(scan, lambda h, x: (h, h), jnp.zeros(6), length=3, solver="deer")
-    with pytest.raises(TypeError, match=r"such as `Diagonal\(\)`"):
-        f(structure="diagonal")
+    yield
     jaxtyping.config.update("jaxtyping_disable", False)
+
+
+@pytest.mark.parametrize("structure", ["diagonal", Diagonal])
+def test_what_is_no_structure(structure, unchecked):
+    f, init = lambda h, x: (jnp.roll(h, 1), h), jnp.ones(6)
+    calls = (
+        lambda: scan(f, init, length=3, structure=structure, solver="deer"),
+        lambda: check_structure(f, structure, init, None),
+        lambda: Structured(f, structure),
+    )
+    for call in calls:
+        with pytest.raises(TypeError, match=r"such as `Diagonal\(\)`"):
+            call()
+
+
+def test_inputs_of_a_check():
+    f, init = lambda h, x: (h, h), jnp.ones(6)
+    check_structure(f, Diagonal(), init, None)
+    for xs, words in (
+        (jnp.array(1.0), "`xs` is a scalar"),
+        ((jnp.ones(3), jnp.ones(4)), "one length"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            check_structure(f, Diagonal(), init, xs)
+    f = lambda carry, x: ((carry[0], carry[1] + (carry[0] > 0).sum()), x)
+    with pytest.raises(TypeError, match=r"`carry\[1\]`.* depends on `carry\[0\]`"):
+        check_structure(f, Diagonal(), (init, jnp.array(0)), None)
 
 
 def elementwise(weights, h, x):

@@ -180,12 +180,39 @@ def test_what_cannot_be():
             )
 
 
-def test_what_is_no_structure():
+@pytest.fixture
+def unchecked():
+    # What is wrong is to be found by the library itself.
     jaxtyping.config.update("jaxtyping_disable", True)
-    f = ft.partial(scan, lambda h, x: (h, h), torch.zeros(1, 6), length=3)
-    with pytest.raises(TypeError, match=r"such as `Diagonal\(\)`"):
-        f(structure="diagonal", solver="deer")
+    yield
     jaxtyping.config.update("jaxtyping_disable", False)
+
+
+@pytest.mark.parametrize("structure", ["diagonal", Diagonal])
+def test_what_is_no_structure(structure, unchecked):
+    f, init = lambda h, x: (h.roll(1, -1), h), torch.ones(1, 6)
+    calls = (
+        lambda: scan(f, init, length=3, structure=structure, solver="deer"),
+        lambda: check_structure(f, structure, init, None),
+        lambda: Structured(f, structure),
+    )
+    for call in calls:
+        with pytest.raises(TypeError, match=r"such as `Diagonal\(\)`"):
+            call()
+
+
+def test_inputs_of_a_check():
+    f, init = lambda h, x: (h, h), torch.ones(1, 6)
+    check_structure(f, Diagonal(), init, None)
+    for xs, words in (
+        (torch.tensor(1.0), "`xs` is a scalar"),
+        ((torch.ones(3, 1), torch.ones(4, 1)), "one length"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            check_structure(f, Diagonal(), init, xs)
+    f = lambda carry, x: ((carry[0], carry[1] + (carry[0] > 0).sum(-1)), x)
+    with pytest.raises(TypeError, match=r"`carry\[1\]`.* depends on `carry\[0\]`"):
+        check_structure(f, Diagonal(), (init, torch.zeros(1, dtype=torch.int64)), None)
 
 
 def elementwise(weights, h, x):
