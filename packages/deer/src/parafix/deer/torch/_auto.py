@@ -44,8 +44,8 @@ def choose(
 
     ??? info "Measured"
 
-        On one thread of a CPU, a GRU in float32 whose step is some ten operations. The
-        loop costs 60 microseconds a step, the sweeps 40 if `T = 1000`, `B = 1` and
+        By hand, on one thread of a CPU; no table of `benchmarks/results` holds these
+        numbers. A GRU in float32 whose step is some ten operations. The loop costs 60 microseconds a step, the sweeps 40 if `T = 1000`, `B = 1` and
         `n = 2` or 8, and more than the loop if `n = 16`, if `B = 16`, or if `T` is 300
         or less. With a gradient they win earlier: 7 times for the first two, 4 times
         for `n = 16`, and from `T = 300` on. With a diagonal structure
