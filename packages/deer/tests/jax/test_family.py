@@ -213,6 +213,16 @@ class TestTrustRegion:
         actual = gains_by_prefix(a[3:], before, algebra)
         np.testing.assert_allclose(actual, expected, rtol=1e-10, atol=1e-12)
 
+    def test_half_precision(self):
+        a, _, _ = random_matrices("dense")
+        narrow, start = a.astype(jnp.float16), jnp.zeros_like(a[0])
+        expected, _ = TrustRegion(2.0).damp(a, jnp.arange(len(a)), None, start)
+        actual, _ = TrustRegion(2.0).damp(
+            narrow, jnp.arange(len(a)), None, start.astype(jnp.float16)
+        )
+        assert actual.dtype == jnp.float16
+        np.testing.assert_allclose(actual, expected, atol=0.02)
+
     def test_the_ends_of_its_range(self):
         a, _, _ = random_matrices("dense")
         start = jnp.zeros_like(a[0])
@@ -223,6 +233,9 @@ class TestTrustRegion:
         np.testing.assert_allclose(none[1:], 0, atol=1e-14)
         with pytest.raises(ValueError, match="`radius` must be non-negative"):
             ELK(**TOLERANCES, radius=-1.0)
+        for made in (TrustRegion, ft.partial(ELK, 0.1, 0.1)):
+            with pytest.raises(TypeError, match="`radius` must be a single"):
+                made(radius=jnp.ones(3))
 
 
 class TestDamping:

@@ -1,13 +1,15 @@
 """The sweeps that differ in their matrices: values, gradients, promises, filters."""
 
 import dataclasses
+import functools as ft
 
+import jaxtyping
 import numpy as np
 import pytest
 import torch
 
 import parafix.core
-from parafix.core.testing.torch import assert_close, assert_identical, gru, tanh_cell
+from parafix.core.testing.torch import assert_close, assert_identical, gru
 from parafix.core.torch import AbstractSweep, affine_scan, Jacobi, RESULTS
 from parafix.deer.torch import (
     AdaptiveDamping,
@@ -236,6 +238,12 @@ class TestTrustRegion:
         np.testing.assert_allclose(none[1:], 0, atol=1e-14)
         with pytest.raises(ValueError, match="`radius` must be non-negative"):
             ELK(**TOLERANCES, radius=-1.0)
+        jaxtyping.config.update("jaxtyping_disable", True)
+        for made in (TrustRegion, ft.partial(ELK, 0.1, 0.1)):
+            for radius in (torch.ones(3), None):
+                with pytest.raises(TypeError, match="`radius` must be a single"):
+                    made(radius=radius)
+        jaxtyping.config.update("jaxtyping_disable", False)
 
 
 class TestDamping:
@@ -262,23 +270,8 @@ class TestDamping:
             if scale < 1:
                 assert_identical(held_back, without)
             else:
-                assert (held_back != without).any()
-
-    def test_it_pays_where_iterates_run_away(self):
-        problem = tanh_cell(1, 200, 4)
-        params = {k: 4 * w for k, w in problem.params.items()}
-        count = {}
-        for damping in (None, "auto"):
-            _, solution = scan(
-                problem.bind(params),
-                problem.init,
-                problem.xs,
-                solver=QuasiDEER(**TOLERANCES, damping=damping),
-                throw=False,
-                return_solution=True,
-            )
-            count[damping] = solution.stats["num_steps"]
-        assert (count["auto"] <= count[None]).all()
+                # Where iterates run away, it pays.
+                assert (held_back < without).all()
 
     def test_every_sample_has_its_own_factor(self):
         problem = gru(0, 60, 3)

@@ -180,12 +180,39 @@ def test_what_cannot_be():
             )
 
 
-def test_what_is_no_structure():
+@pytest.fixture
+def unchecked():
+    # What is wrong is to be found by the library itself.
     jaxtyping.config.update("jaxtyping_disable", True)
-    f = ft.partial(scan, lambda h, x: (h, h), torch.zeros(1, 6), length=3)
-    with pytest.raises(TypeError, match=r"such as `Diagonal\(\)`"):
-        f(structure="diagonal", solver="deer")
+    yield
     jaxtyping.config.update("jaxtyping_disable", False)
+
+
+@pytest.mark.parametrize("structure", ["diagonal", Diagonal])
+def test_what_is_no_structure(structure, unchecked):
+    f, init = lambda h, x: (h.roll(1, -1), h), torch.ones(1, 6)
+    calls = (
+        lambda: scan(f, init, length=3, structure=structure, solver="deer"),
+        lambda: check_structure(f, structure, init, None),
+        lambda: Structured(f, structure),
+    )
+    for call in calls:
+        with pytest.raises(TypeError, match=r"such as `Diagonal\(\)`"):
+            call()
+
+
+def test_inputs_of_a_check():
+    f, init = lambda h, x: (h, h), torch.ones(1, 6)
+    check_structure(f, Diagonal(), init, None)
+    for xs, words in (
+        (torch.tensor(1.0), "`xs` is a scalar"),
+        ((torch.ones(3, 1), torch.ones(4, 1)), "one length"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            check_structure(f, Diagonal(), init, xs)
+    f = lambda carry, x: ((carry[0], carry[1] + (carry[0] > 0).sum(-1)), x)
+    with pytest.raises(TypeError, match=r"`carry\[1\]`.* depends on `carry\[0\]`"):
+        check_structure(f, Diagonal(), (init, torch.zeros(1, dtype=torch.int64)), None)
 
 
 def elementwise(weights, h, x):
@@ -269,6 +296,18 @@ class TestCustom:
         assert dtypes == {torch.bfloat16}
         expected = solve_chain(problem, solver="sequential").value
         assert_close(solution.value, expected, 3e-2)
+
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+    def test_a_derivative_that_is_lost_in_rounding(self, dtype):
+        # Far out `1 - tanh^2` is zero, or an `eps`, and this formula is right.
+        diagonal = lambda h, x: 2 / torch.cosh(2 * h + x) ** 2
+        f = lambda h, x: (torch.tanh(2 * h + x),) * 2
+        structure = Custom(diagonal, Diagonal())
+        for size in (1, 3):
+            init, xs = inputs(2, size).to(dtype), inputs(8, 2, size).to(dtype)
+            check_structure(f, structure, init, xs)
+            actual = scan(f, init, xs, solver="deer", structure=structure)
+            assert_close(actual, loop(f, init, xs), 10 * torch.finfo(dtype).eps)
 
     def test_a_function_that_is_wrong(self):
         f = ft.partial(elementwise, self.WEIGHTS)
