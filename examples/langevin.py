@@ -62,8 +62,8 @@ for solver in ("deer", "quasi-deer"):
     print(
         f"{solver}: {sweeps} sweeps for {LENGTH} steps, acceptance "
         f"{accepted.mean():.0%}; beside the loop {(accepted != decisions).sum()} other "
-        f"decisions, states off by {jnp.abs(z - expected_z).max():.1e}, the gradient by "
-        f"{jnp.abs(gradient - expected).max():.1e}"
+        f"decisions, states off by {jnp.abs(z - expected_z).max():.1e}, "
+        f"the gradient by {jnp.abs(gradient - expected).max():.1e}"
     )
     assert (accepted == decisions).all()
     assert jnp.allclose(z, expected_z, atol=1e-9)

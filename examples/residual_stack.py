@@ -2,8 +2,8 @@
 
     python residual_stack.py    # sweeps, deviation from the loop
 
-The weights of a layer are the input of its step. What a layer adds is small, so that
-few sweeps do, with the Jacobian of a layer (deer) or the identity in its place (picard).
+The weights of a layer are the input of its step. What a layer adds is small, so few
+sweeps do, with the Jacobian of a layer (deer) or the identity in its place (picard).
 """
 
 import functools
