@@ -506,7 +506,7 @@ def check_alone(session, package, wheels):
 
 @nox.session
 def third_party(session):
-    """An outside plugin: its wheel beside ours, found, tested, and used by name."""
+    """An outside plugin, its wheel beside ours, and the scripts of `examples/`."""
     install(session, "build", "hatchling", "virtualenv")
     dist = scratch(session) / "dist"
     shutil.rmtree(dist, ignore_errors=True)
@@ -545,7 +545,8 @@ def third_party(session):
     # One that is broken or registered twice would make the exit code 1.
     fresh.run("parafix", "doctor", env=ON_CPU)
     fresh.run("pytest", str(folder), env=ON_CPU)
-    for script in (folder / "use.py", folder.parent / "sweep.py"):
+    # And the scripts of `examples/`, which need nothing else.
+    for script in (folder / "use.py", *sorted(folder.parent.glob("*.py"))):
         fresh.run("python", "-W", "error", str(script), env=ON_CPU)
     shutil.rmtree(fresh.folder)
 
