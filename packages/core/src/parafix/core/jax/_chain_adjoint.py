@@ -69,8 +69,8 @@ ChainAdjoint.__init__.__doc__ = """**Arguments:**
     entries.
 - `rtol`: how small a residual must be to end the iteration, relative to the largest
     number on the way there; by default 8 times what the step rounds by.
-- `max_steps`: at most this many sweeps (of each chunk); by default as many as there are
-    times, which always is enough. If they do not suffice, derivatives are an error
+- `max_steps`: at most this many sweeps (of each chunk); by default two more than there
+    are times, which always is enough. If they do not suffice, derivatives are an error
     where the verb throws, and NaN where it does not; those of its sample, under `vmap`.
 """
 

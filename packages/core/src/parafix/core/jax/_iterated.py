@@ -1,10 +1,10 @@
 """The linear recurrence of a chain's derivatives, without its matrices."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool
 
@@ -40,7 +40,8 @@ def solve_iterated(
     A sweep takes the residual `r_t = b_t + A_t x_{t-1} - x_t` and adds to `x` the
     solution of `d_t = D_t d_{t-1} + r_t`, whose `D_t` are diagonal. Where `x` is right
     up to `t`, it is so up to `t + 1` afterwards, whatever `D`. So `T` sweeps always are
-    enough, and few are where the chain forgets or `D` says what it remembers.
+    enough, but for rounding, and few where the chain forgets or `D` says what it
+    remembers.
 
     It ends when `|r_t|` is at most `rtol` times the largest `|x_s|` and `|b_s|` that
     came before: what rounding leaves of the same recurrence computed step by step.
@@ -51,14 +52,15 @@ def solve_iterated(
 
     - `product`: the products of all `A_t` with `(T, n)`, linear; zero at resets.
     - `b`, `init`: shapes `(T, n)` and `(n,)`.
-    - `max_steps`: at most so many sweeps; `T` by default.
+    - `max_steps`: at most so many sweeps; `T + 2` by default.
     - `checked`: what becomes of a solution, given whether it has been reached.
     """
     length = b.shape[0]
     d = lax.stop_gradient(_diagonal(product, b, resets))
     starts = jnp.zeros(length, bool) if resets is None else resets
     none, edge = jnp.zeros_like(d[:1]), jnp.ones(1, bool)
-    budget = length if max_steps is None else min(max_steps, length)
+    # Two more than `T`: what has cancelled in an entry is lost until the next sweep.
+    budget = length + 2 if max_steps is None else max_steps
 
     # As in `affine_scan`, the unknown is the states at `T + 1` times, `init` the first.
     def matvec(x):
@@ -77,7 +79,7 @@ def solve_iterated(
 
     def _sweeps(matvec, b, diagonal, starts):
         x, ok = _iterate(matvec, b, diagonal, starts, scan, rtol, budget)
-        return checked(x, ok | (budget == length))
+        return checked(x, ok | (budget >= length))
 
     b = jnp.concatenate([init[None], b])
     return lax.custom_linear_solve(matvec, b, forwards, backwards)[1:]
@@ -120,22 +122,35 @@ def _diagonal(product, like, resets):
     The mean of `v * (A v)` over random signs `v` is the diagonal, and their spread says
     how far the mean of a few can be trusted. An estimate that is too large makes the
     iteration grow before it converges, and one that is too small costs some sweeps: so
-    it is taken towards zero by three standard errors, pooled over time.
+    it is taken towards zero by three standard errors, pooled over time. Every time has
+    signs of its own, or else a few entries would look certain by chance throughout.
 
     Bekas, Kokiopoulou and Saad, "An estimator for the diagonal of a matrix", Applied
     Numerical Mathematics, 2007.
     """
-    # A constant of the program, as in the sweep of quasi-DEER.
-    signs = np.random.default_rng(0).choice([-1.0, 1.0], (_PROBES, like.shape[1]))
+    bits = _random_bits(like.shape)
 
-    def probe(v):
-        return v * product(jnp.broadcast_to(v, like.shape))
+    def probe(bit):
+        v = jnp.where(bits >> bit & 1, 1, -1).astype(like.dtype)
+        return v * product(v)
 
-    found = lax.map(probe, jnp.asarray(signs, like.dtype))
+    found = lax.map(probe, jnp.arange(_PROBES, dtype=bits.dtype))
     found = jnp.where(jnp.isfinite(found), found, 0)
     mean = found.mean(0)
-    spread = ((found - mean) ** 2).sum(0).mean(0) / (_PROBES * (_PROBES - 1))
+    spread = jnp.var(found, 0, ddof=1).mean(0, keepdims=True) / _PROBES
     sure = jnp.maximum(jnp.abs(mean) - _DOUBT * jnp.sqrt(spread), 0)
     # No longer than one, so that products of many stay bounded.
     d = jnp.sign(mean) * jnp.minimum(sure, 1)
     return d if resets is None else jnp.where(along_time(resets, d), 0, d)
+
+
+def _random_bits(shape):
+    """32 random bits for each entry, the same in every run.
+
+    A hash of the number of the entry, by shifts and odd factors: cheaper than what
+    `jax.random` would make.
+    """
+    x = jnp.arange(math.prod(shape), dtype=jnp.uint32).reshape(shape)
+    for shift, factor in ((16, 0x9E3779B1), (15, 0x85EBCA77), (13, 0xC2B2AE3D)):
+        x = (x ^ x >> shift) * jnp.uint32(factor)
+    return x ^ x >> 16

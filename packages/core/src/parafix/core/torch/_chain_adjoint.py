@@ -58,9 +58,9 @@ class ChainAdjoint(AbstractAdjoint):
         with more than 64 entries.
     - `rtol`: how small a residual must be to end the iteration, relative to the largest
         number on the way there; by default 8 times what the step rounds by.
-    - `max_steps`: at most this many sweeps (of each chunk); by default as many as there
-        are times, which always is enough. If they do not suffice, derivatives are an
-        error where the verb throws, and NaN where it does not; those of its sample.
+    - `max_steps`: at most this many sweeps (of each chunk); by default two more than
+        there are times, which always is enough. If they do not suffice, derivatives are
+        an error where the verb throws, and NaN where it does not; those of its sample.
     """
 
     scan: str | AbstractScan = "auto"

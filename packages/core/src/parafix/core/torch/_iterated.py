@@ -34,7 +34,8 @@ def solve_iterated(
     A sweep takes the residual `r_t = b_t + A_t x_{t-1} - x_t` and adds to `x` the
     solution of `d_t = D_t d_{t-1} + r_t`, whose `D_t` are diagonal. Where `x` is right
     up to `t`, it is so up to `t + 1` afterwards, whatever `D`. So `T` sweeps always are
-    enough, and few are where the chain forgets or `D` says what it remembers.
+    enough, but for rounding, and few where the chain forgets or `D` says what it
+    remembers.
 
     It ends when `|r_t|` is at most `rtol` times the largest `|x_s|` and `|b_s|` that
     came before: what rounding leaves of the same recurrence computed step by step.
@@ -44,7 +45,7 @@ def solve_iterated(
 
     - `operator`: the product of all `A_t` with `(T, B, n)`.
     - `b`, `init`: shapes `(T, B, n)` and `(B, n)`.
-    - `max_steps`: at most so many sweeps; `T` by default.
+    - `max_steps`: at most so many sweeps; `T + 2` by default.
 
     **Returns:**
 
@@ -70,7 +71,8 @@ def solve_iterated(
     x = torch.where(torch.isfinite(x), x, 0)
     broken = torch.zeros_like(least, dtype=torch.bool)
     active = torch.ones_like(broken[0])
-    budget = length if max_steps is None else min(max_steps, length)
+    # Two more than `T`: what has cancelled in an entry is lost until the next sweep.
+    budget = length + 2 if max_steps is None else max_steps
     for step in range(budget):
         r = residual(x)
         finite = torch.isfinite(r)
@@ -87,7 +89,7 @@ def solve_iterated(
             break
     # What is not finite, in `b` or in a product, is so from there on.
     x = torch.where(broken[..., None], torch.nan, x)
-    return x, torch.ones_like(active) if budget == length else ~active
+    return x, torch.ones_like(active) if budget >= length else ~active
 
 
 def _diagonal(operator, like):
@@ -96,15 +98,20 @@ def _diagonal(operator, like):
     The mean of `v * (A v)` over random signs `v` is the diagonal, and their spread says
     how far the mean of a few can be trusted. An estimate that is too large makes the
     iteration grow before it converges, and one that is too small costs some sweeps: so
-    it is taken towards zero by three standard errors, pooled over time.
+    it is taken towards zero by three standard errors, pooled over time. Every time has
+    signs of its own, or else a few entries would look certain by chance throughout.
 
     Bekas, Kokiopoulou and Saad, "An estimator for the diagonal of a matrix", Applied
     Numerical Mathematics, 2007.
     """
+    length, _, size = like.shape
     generator = torch.Generator().manual_seed(0)
-    signs = torch.randint(2, (_PROBES, like.shape[-1]), generator=generator)
-    signs = (2 * signs - 1).to(like)
-    found = torch.stack([v * operator(v.expand(like.shape)) for v in signs])
+    bits = torch.randint(2**_PROBES, (length, 1, size), generator=generator)
+    found = []
+    for bit in range(_PROBES):
+        v = (2 * (bits >> bit & 1) - 1).to(like).expand(like.shape)
+        found.append(v * operator(v))
+    found = torch.stack(found)
     found = torch.where(torch.isfinite(found), found, 0)
     spread, mean = torch.var_mean(found, 0)
     sure = mean.abs() - _DOUBT * (spread.mean(0) / _PROBES).sqrt()
