@@ -166,27 +166,26 @@ def gradients_with_resets(states, params, init, xs):
     return jax.grad(loss, (0, 1, 2))(params, init, xs)
 
 
+def reset_gradients(states, xs):
+    return gradients_with_resets(states, CELLS["gru"].params, CELLS["gru"].init, xs)
+
+
 class TestResets:
-    @pytest.fixture(scope="class")
-    def found(self):
-        states = ft.partial(states_by_sweeps, throw=False)
-        cell = CELLS["gru"]
-        return lambda xs: gradients_with_resets(states, cell.params, cell.init, xs)
+    xs = CELLS["gru"].xs
+    states = staticmethod(ft.partial(states_by_sweeps, throw=False))
 
-    @pytest.fixture(scope="class")
-    def expected(self):
-        cell = CELLS["gru"]
-        return gradients_with_resets(states_by_loop, cell.params, cell.init, cell.xs)
+    def test_agree_with_the_loop(self):
+        expected = reset_gradients(states_by_loop, self.xs)
+        assert_close(reset_gradients(self.states, self.xs), expected, 1e-10)
 
-    def test_agree_with_the_loop(self, found, expected):
-        assert_close(found(CELLS["gru"].xs), expected, 1e-10)
-
-    def test_a_bad_segment_leaves_the_others(self, found, expected):
+    def test_a_bad_segment_leaves_the_others(self):
         # The input at time 20 spoils the segment from 12 to 29.
-        of_xs = found(CELLS["gru"].xs.at[20].set(jnp.nan))[2]
-        assert np.isnan(of_xs[12:21]).all()
+        spoilt = self.xs.at[20].set(jnp.nan)
+        found = reset_gradients(self.states, spoilt)[2]
+        assert np.isnan(found[12:21]).all()
         good = jnp.array([*range(12), *range(30, LENGTH)])
-        assert_close(of_xs[good], expected[2][good], 1e-10)
+        expected = reset_gradients(states_by_loop, self.xs)[2]
+        assert_close(found[good], expected[good], 1e-10)
 
 
 def linear_step(z, x):

@@ -79,7 +79,7 @@ def solve_iterated(
 
     def _sweeps(matvec, b, diagonal, starts):
         x, ok = _iterate(matvec, b, diagonal, starts, scan, rtol, budget)
-        return checked(x, ok | (budget >= length))
+        return x if budget >= length else checked(x, ok)
 
     b = jnp.concatenate([init[None], b])
     return lax.custom_linear_solve(matvec, b, forwards, backwards)[1:]
