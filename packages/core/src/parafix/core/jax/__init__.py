@@ -2,7 +2,6 @@
 
 from ._adjoint import (
     AbstractDenseTangent as AbstractDenseTangent,
-    ChainAdjoint as ChainAdjoint,
     ImplicitAdjoint as ImplicitAdjoint,
     OneStepAdjoint as OneStepAdjoint,
     PhantomAdjoint as PhantomAdjoint,
@@ -10,6 +9,7 @@ from ._adjoint import (
 )
 from ._affine_scan import affine_scan as affine_scan
 from ._chain import Chain as Chain, jacobian as jacobian, Leaf as Leaf
+from ._chain_adjoint import ChainAdjoint as ChainAdjoint
 from ._check import (
     checked_count as checked_count,
     checked_tolerance as checked_tolerance,

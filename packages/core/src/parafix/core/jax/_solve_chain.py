@@ -7,9 +7,10 @@ import optimistix as optx
 from jax import lax
 from jaxtyping import ArrayLike
 
-from ._adjoint import as_adjoint, ChainAdjoint, ImplicitAdjoint, Loop
+from ._adjoint import as_adjoint, ImplicitAdjoint, Loop
 from ._certificate import certify, ErrorEstimate, worst_entry
 from ._chain import Chain, chunk_size, scan_chunks
+from ._chain_adjoint import ChainAdjoint
 from ._check import checked_count, checked_tolerance
 from ._check_structure import verified
 from ._custom_types import States
@@ -104,7 +105,8 @@ def solve_chain(
         adjoint = ChainAdjoint()
     if isinstance(adjoint, ChainAdjoint) and adjoint.chunk is None:
         # So that a window bounds the memory of the gradient, too.
-        chunk = min(window, chunk_size(None, length, problem.num_entries))
+        entries = 0 if adjoint.iterates(problem) else problem.num_entries
+        chunk = min(window, chunk_size(None, length, entries))
         adjoint = dataclasses.replace(adjoint, chunk=chunk)
     options = {"window": window, "throw": throw, "fallback": fallback is not None}
     return _solve_in_parallel(problem, solver, guess, adjoint, max_steps, options)

@@ -113,10 +113,11 @@ def linear_solve(
             x, count, ok = gmres(
                 lambda v: v - operator(v), b, solver, rtol, operator.eps
             )
-        return _checked(x, ok, on_failure), count, ok
+        return reached(x, ok, on_failure), count, ok
 
 
-def _checked(x, ok, on_failure):
+def reached(x: Tensor, ok: Tensor, on_failure: OnFailure) -> Tensor:
+    """`x`, `(..., B, n)`, and what becomes of the samples that are not `ok`, `(B,)`."""
     if on_failure == "raise":
         code = torch.where(ok, RESULTS.successful, RESULTS.linear_solve_failed)
         raise_if(code)
