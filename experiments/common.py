@@ -5,9 +5,9 @@ An experiment is a folder with
 - `config.py`: `ABOUT`, a few sentences for `--help`; `CONFIGS`, a frozen dataclass of
   numbers for each of the sizes `tiny`, `quick` and `full`;
 - `experiment.py`: `steps(config)`, how many times the bar moves, and
-  `run(config, advance)`, which yields one JSON object after the other, as they are known;
-- `report.py`: of a record, `text(record)` is the table, `complaints(record)` are sentences
-  about what is wrong in it, and `draw(record, stem)` writes pictures.
+  `run(config, advance)`, which yields the JSON objects of the record as they are known;
+- `report.py`: of a record, `text(record)` is the table, `complaints(record)` are
+  sentences about what is wrong in it, and `draw(record, stem)` writes pictures.
 
 Only `experiment.py` needs a framework, so results can be drawn without one.
 """

@@ -4,11 +4,11 @@ import dataclasses
 
 
 ABOUT = """\
-Trains a GRU to tell seven exercises apart in what a smartwatch measured (6 channels, up to
-2,618 samples): by jax.lax.scan, by DEER, and by DEER that starts from the states of the
-epoch before. All start from the same weights and take the same batches, in turns, so only
-the time differs. A fourth one, sequential, starts one rounding away: so far apart do equal
-trainings drift."""
+Trains a GRU to tell seven exercises apart in what a smartwatch measured (6 channels, up
+to 2,618 samples): by jax.lax.scan, by DEER, and by DEER that starts from the states of
+the epoch before. All start from the same weights and take the same batches, in turns,
+so only the time differs. A fourth one, sequential, starts one rounding away: so far
+apart do equal trainings drift."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,9 +1,10 @@
 """Exercises of the shoulder, recorded by a smartwatch.
 
-Burns et al., "Shoulder physiotherapy exercise recognition: machine learning the inertial
-signals from a smartwatch", Physiological Measurement, 2018 (arXiv:1802.01489). A part of
-these recordings comes with the distribution seglearn (BSD licence): 10 people, 7 exercises,
-both arms, acceleration and angular velocity along three axes, 50 samples a second.
+Burns et al., "Shoulder physiotherapy exercise recognition: machine learning the
+inertial signals from a smartwatch", Physiological Measurement, 2018 (arXiv:1802.01489).
+A part of these recordings comes with the distribution seglearn (BSD licence): 10
+people, 7 exercises, both arms, acceleration and angular velocity along three axes, 50
+samples a second.
 """
 
 import dataclasses
@@ -51,17 +52,15 @@ def load(length: int) -> tuple[Recordings, Recordings]:
         found = _Numbers(file).load().item()
     samples = [np.asarray(x, np.float64)[:length] for x in found["X"]]
     training = np.asarray(found["subject"]) <= _TRAINING_PEOPLE
-    seen = np.concatenate([x for x, here in zip(samples, training, strict=True) if here])
+    seen = np.concatenate([samples[i] for i in np.flatnonzero(training)])
     mean, deviation = seen.mean(0), seen.std(0)
     xs = np.zeros((len(samples), length, CHANNELS), np.float32)
     for padded, x in zip(xs, samples, strict=True):
         padded[: len(x)] = (x - mean) / deviation
     lengths = np.array([len(x) for x in samples], np.int32)
     labels = np.asarray(found["y"]).astype(np.int32)
-    return tuple(
-        Recordings(xs[half], lengths[half], labels[half])
-        for half in (training, ~training)
-    )
+    take = lambda half: Recordings(xs[half], lengths[half], labels[half])
+    return take(training), take(~training)
 
 
 def _path() -> pathlib.Path:

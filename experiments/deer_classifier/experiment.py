@@ -49,26 +49,27 @@ def _train(config, seed, training: Recordings, test: Recordings, advance):
         compiled = step.lower(trained, batches[0]).compile()
         # Once for nothing, to have everything in place; what comes out is dropped.
         jax.block_until_ready(compiled(trained, batches[0]))
-        runs.append(_Run(contestant, compiled, start(contestant, model, optimiser, shape)))
+        trained = start(contestant, model, optimiser, shape)
+        runs.append(_Run(contestant, compiled, trained))
     everything = [
         Batch(np.arange(len(half.labels)), half.xs, half.lengths, half.labels)
         for half in (training, test)
     ]
     judge = jax.jit(evaluate)
     turns = random.Random(seed)
-    for run_ in runs:
-        run_.assess(judge, everything)
+    for each in runs:
+        each.assess(judge, everything)
     for epoch in range(config.epochs):
         advance(f"seed {seed}: epoch {epoch + 1}")
         for batch in _batches(training, config.batch, order):
             # In turns, in an order drawn anew: what disturbs the machine for a while
             # disturbs all of them.
-            for run_ in turns.sample(runs, len(runs)):
-                run_.step(batch)
-        for run_ in runs:
-            run_.assess(judge, everything)
-    for run_ in runs:
-        yield {"seed": seed, **run_.row(len(test.labels))}
+            for each in turns.sample(runs, len(runs)):
+                each.step(batch)
+        for each in runs:
+            each.assess(judge, everything)
+    for each in runs:
+        yield {"seed": seed, **each.row(len(test.labels))}
 
 
 def _batches(training, size, order):
@@ -77,9 +78,10 @@ def _batches(training, size, order):
     batches = []
     for first in range(0, len(mixed) - size + 1, size):
         chosen = mixed[first : first + size]
-        arrays = (training.xs[chosen], training.lengths[chosen], training.labels[chosen])
+        arrays = (training.xs, training.lengths, training.labels)
+        batch = Batch(chosen, *(array[chosen] for array in arrays))
         # On the device before the clock starts.
-        batches.append(jax.device_put(Batch(chosen, *arrays)))
+        batches.append(jax.device_put(batch))
     return batches
 
 
@@ -101,10 +103,7 @@ class _Run:
         self._told.append(jax.device_get(told))
 
     def assess(self, judge, halves) -> None:
-        """The loss of all recordings for training, and how many of the others are right.
-
-        Outside of the clock.
-        """
+        """The loss of the training half and who is right in the other; not timed."""
         loss, _ = judge(self._trained.model, halves[0])
         _, right = judge(self._trained.model, halves[1])
         self._training_losses.append(loss)

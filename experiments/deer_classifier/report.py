@@ -20,7 +20,9 @@ _LOOKS = {
     "deer, warm start": ("DEER, warm start", pictures.ORANGE),
     _CONTROL: ("sequential, one rounding away", pictures.GREY),
 }
-_FRAMES = 60
+_MOST_FRAMES = 60
+# At the end, when nothing moves any more.
+_PAUSE = 8
 
 
 def complaints(record: Record) -> list[str]:
@@ -84,8 +86,8 @@ def text(record: Record) -> str:
     lines += markdown(titles, table)
     lines += [
         "",
-        "The factor is one of medians over steps; the last loss is of all recordings for",
-        "training. How far losses are apart is relative to the largest of them.",
+        "The factor is one of medians over steps; the last loss is of all recordings",
+        "for training. How far losses are apart is relative to the largest of them.",
     ]
     return "\n".join(lines)
 
@@ -123,9 +125,7 @@ def _picture(config, rows, path):
         epochs = np.arange(len(row["training_losses"]))
         # Curves that coincide: a wide one below, dashes above.
         styles = {"linewidth": 5 - 1.6 * number, "alpha": 0.9}
-        steps.plot(
-            epochs, row["training_losses"], color=colour, label=label, **styles
-        )
+        steps.plot(epochs, row["training_losses"], color=colour, label=label, **styles)
         clock.plot(_clock(row), row["training_losses"], color=colour, label=label)
         accuracy.plot(_clock(row), 100 * np.array(row["accuracies"]), color=colour)
         smooth = _smooth(row["seconds"])
@@ -153,9 +153,7 @@ def _picture(config, rows, path):
         y="relative to the largest loss",
         title="Distance from the sequential losses",
     )
-    pictures.tidy(
-        sweeps, x="step", y="sweeps", title="Sweeps of the slowest recording"
-    )
+    pictures.tidy(sweeps, x="step", y="sweeps", title="Sweeps of the slowest recording")
     pictures.tidy(seconds, x="step", y="ms", title="Time of a step (median of 15)")
     sweeps.set_ylim(bottom=0)
     seconds.set_ylim(bottom=0)
@@ -173,6 +171,8 @@ def _smooth(values: list[float], width: int = 15) -> np.ndarray:
 def _animation(rows, path):
     names = (_LOOP, "deer", "deer, warm start")
     end = max(_clock(rows[name])[-1] for name in names)
+    # No more than there is to see.
+    moving = min(2 * len(rows[_LOOP]["training_losses"]), _MOST_FRAMES - _PAUSE)
     figure = pictures.figure(6.4, 3.8)
     axes = figure.subplots()
     losses = [loss for name in names for loss in rows[name]["training_losses"]]
@@ -190,7 +190,7 @@ def _animation(rows, path):
     axes.legend(frameon=False, loc="upper right")
 
     def show(frame):
-        now = end * min(1.0, frame / (_FRAMES - 10))
+        now = end * min(1.0, frame / moving)
         for name, (line, dot) in lines.items():
             clock = _clock(rows[name])
             last = min(now, clock[-1])
@@ -202,6 +202,6 @@ def _animation(rows, path):
         return []
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    animation = FuncAnimation(figure, show, frames=_FRAMES)
+    animation = FuncAnimation(figure, show, frames=moving + _PAUSE)
     animation.save(path, writer=PillowWriter(fps=12), dpi=100)
     return path

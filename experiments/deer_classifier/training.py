@@ -141,7 +141,7 @@ def training_step(contestant: Contestant, optimiser: Any) -> Callable[..., Any]:
         updates, state = optimiser.update(gradients, state)
         if known is not None:
             known = known.at[batch.numbers].set(states)
-        return Trained(optax.apply_updates(model, updates), state, known), told
+        return Trained(eqx.apply_updates(model, updates), state, known), told
 
     return step
 

@@ -4,9 +4,9 @@ import dataclasses
 
 
 ABOUT = """\
-How far apart are the outputs of a GRU that were computed one step after the other and by
-DEER, over time, in float32 and in float64, and the same for quasi-DEER? The loop itself
-in float32 is held against float64 to say what rounding alone does."""
+How far apart are the outputs of a GRU that were computed one step after the other and
+by DEER, over time, in float32 and in float64, and the same for quasi-DEER? The loop
+itself in float32 is held against float64 to say what rounding alone does."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 from benchmarks.verdicts import codes_of, worst_result
 from parafix.core.jax import default_tolerance
@@ -18,6 +19,8 @@ from .config import Config
 
 SOLVERS = ("deer", "quasi-deer", "elk", "jacobi")
 _GAINS = (0.5, 2.0)
+# Of other solutions of the same network with the same inputs.
+_STARTS = 16
 
 
 def steps(config: Config) -> int:
@@ -38,6 +41,9 @@ def run(config: Config, advance: Advance) -> Iterator[dict[str, Any]]:
                 advance(f"seed {seed}, gain {gain:.3g}: sequential")
                 truth = _solve("sequential", gain * matrix, xs)
                 exponent = truth["stats"]["lyapunov_exponent"]
+                starts = np.random.default_rng(seed).uniform(-1, 1, (_STARTS, n))
+                ends = np.asarray(_ends(gain * matrix, xs, starts))
+                spread = np.max(np.abs(ends - truth["states"][-1]))
                 for solver in SOLVERS:
                     advance(f"seed {seed}, gain {gain:.3g}: {solver}")
                     found = _solve(solver, gain * matrix, xs)
@@ -49,6 +55,8 @@ def run(config: Config, advance: Advance) -> Iterator[dict[str, Any]]:
                         "solver": solver,
                         # Of the sequential states; a solver knows its prefix alone.
                         "exponent": number(exponent),
+                        # How far apart the ends are of solutions from other starts.
+                        "spread": number(spread),
                         "solver_exponent": number(stats["lyapunov_exponent"]),
                         "sweeps": int(stats["num_steps"]),
                         "prefix": int(stats["converged_prefix"]),
@@ -76,6 +84,13 @@ def _compiled(solver, matrix, xs):
     )
     stats = solution.stats
     return {"states": states, "stats": stats, "codes": codes_of(solution.result)}
+
+
+@jax.jit
+def _ends(matrix, xs, starts):
+    """The last states of the solutions from many starts."""
+    run = lambda start: lax.scan(functools.partial(_step, matrix), start, xs)[0]
+    return jax.vmap(run)(starts)
 
 
 def _solve(solver, matrix, xs):

@@ -46,24 +46,36 @@ def complaints(record: Record) -> list[str]:
     return found
 
 
+def remembers(row: dict[str, Any]) -> bool:
+    """Whether the last state depends on the first, though errors shrink.
+
+    Several solutions attract, and which one is reached is decided at some time.
+    """
+    return row["exponent"] < 0 and row["spread"] > 1e-3
+
+
 def text(record: Record) -> str:
     lines = heading(record)
     titles = ["exponent", "networks", *(name for name, _ in _SOLVERS.values())]
     rows = []
+    known = [row for row in record["rows"] if row["exponent"] is not None]
     for low, high in zip(_EDGES, _EDGES[1:], strict=False):
-        here = [row for row in record["rows"] if low <= (row["exponent"] or 0) < high]
-        if here:
-            count = sum(row["solver"] == "deer" for row in here)
-            by_solver = [
-                _cell([row for row in here if row["solver"] == solver])
-                for solver in _SOLVERS
-            ]
-            rows.append([_range(low, high), count, *by_solver])
+        here = [row for row in known if low <= row["exponent"] < high]
+        for several in (False, True):
+            chosen = [row for row in here if remembers(row) == several]
+            if chosen:
+                words = _range(low, high) + (", several attract" if several else "")
+                count = sum(row["solver"] == "deer" for row in chosen)
+                by_solver = [
+                    _cell([row for row in chosen if row["solver"] == solver])
+                    for solver in _SOLVERS
+                ]
+                rows.append([words, count, *by_solver])
     lines += markdown(titles, rows)
     lines += [
         "",
-        "Median of the sweeps (least to most); in brackets how many of the networks were",
-        "not solved, by result code.",
+        "Median of the sweeps (least to most); in brackets how many of the networks",
+        "were not solved, by result code.",
     ]
     return "\n".join(lines)
 
@@ -98,7 +110,7 @@ def draw(record: Record, stem: pathlib.Path) -> list[pathlib.Path]:
     grid = figure.subplots(2, 2, sharex=True, sharey=True)
     rows = [row for row in record["rows"] if row["exponent"] is not None]
     exponents = [row["exponent"] for row in rows]
-    # A chain that shrinks errors by exp(exponent) in a step has forgotten after so many.
+    # Errors that shrink by exp(exponent) in a step are forgotten after so many steps.
     past = np.linspace(min([*exponents, -0.05]), -1e-3, 400)
     for axes, (solver, (name, colour)) in zip(grid.flat, _SOLVERS.items(), strict=True):
         axes.plot(
@@ -108,19 +120,14 @@ def draw(record: Record, stem: pathlib.Path) -> list[pathlib.Path]:
         )
         axes.axhline(length, color=pictures.GREY, linestyle=":", linewidth=1)
         axes.axvline(0, color=pictures.BLACK, linewidth=0.8)
-        for code, marker in _MARKERS.items():
-            of_code = [
-                row for row in rows if (row["solver"], row["result"]) == (solver, code)
-            ]
-            axes.semilogy(
-                [row["exponent"] for row in of_code],
-                [row["sweeps"] for row in of_code],
-                *(marker,),
-                color=colour,
-                markersize=6,
-                markeredgecolor="white",
-                markeredgewidth=0.6,
-            )
+        for row in rows:
+            if row["solver"] == solver:
+                axes.semilogy(
+                    *(row["exponent"], row["sweeps"], _MARKERS[row["result"]]),
+                    color=colour,
+                    markersize=6,
+                    markerfacecolor="white" if remembers(row) else colour,
+                )
         pictures.tidy(axes, title=name)
     for axes in grid[-1]:
         axes.set_xlabel("Lyapunov exponent (1 / step)")
@@ -138,6 +145,14 @@ def draw(record: Record, stem: pathlib.Path) -> list[pathlib.Path]:
         for code in found
     ]
     legend += [
+        Line2D(
+            *([], []),
+            marker="o",
+            linestyle="",
+            color=pictures.BLACK,
+            markerfacecolor="white",
+            label="several solutions attract",
+        ),
         Line2D([], [], color=pictures.GREY, label="ln(tolerance) / exponent"),
         Line2D([], [], color=pictures.GREY, linestyle=":", label="T sweeps"),
     ]

@@ -2,6 +2,7 @@
 
 import functools
 import hashlib
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -41,6 +42,7 @@ class Cell:
     def __init__(self, group: str, batch: int, length: int, size: int, limit: float):
         self.group = group
         self.limit = limit
+        self.sizes = (batch, length, size)
         self.example = Problem(batch, length, size)
 
     def contestant(self, solver: Solver, problem: Problem) -> Contestant:
@@ -63,10 +65,8 @@ class Cell:
     @functools.cached_property
     def reason(self) -> str:
         """Why not even `lax.scan` is run here, if it is not."""
-        problem = self.example
-        states = problem.batch * problem.length * problem.size
         # To compare, the reference, the answer and their difference stand in float64.
-        checking = 32 * states if self.group == FORWARD else 0
+        checking = 32 * math.prod(self.sizes) if self.group == FORWARD else 0
         needed = self._compiled(SEQUENTIAL).bytes_needed + checking
         return needs(needed) if needed > self.limit else ""
 
@@ -111,11 +111,7 @@ class Cell:
         return _Compiled(function, text, int(needed))
 
     def _shapes(self):
-        batch, length, size = (
-            self.example.batch,
-            self.example.length,
-            self.example.size,
-        )
+        batch, length, size = self.sizes
         shapes = (
             Weights((3 * size, INPUTS), (3 * size, size), (3 * size,), (3 * size,)),
             (batch, size),

@@ -4,8 +4,8 @@ import dataclasses
 
 
 ABOUT = """\
-How much faster than jax.lax.scan is parafix.deer.jax.scan, by the number of steps and of
-units? A GRU over random inputs, a batch of 16; forward, and value and gradient; with
+How much faster than jax.lax.scan is parafix.deer.jax.scan, by the number of steps and
+of units? A GRU over random inputs, a batch of 16; forward, and value and gradient; with
 solver="deer" and with solver="auto". Answers are checked before they are timed."""
 
 

@@ -74,7 +74,7 @@ def _free_gib():
 
 
 def _measured(cell, length, size, seed, reason, repeats):
-    problem = Problem(cell.example.batch, length, size, seed)
+    problem = Problem(cell.sizes[0], length, size, seed)
     case = Case(
         cell.group,
         f"n={size} T={length} seed={seed}",

@@ -121,18 +121,19 @@ def draw(record: Record, stem: pathlib.Path) -> list[pathlib.Path]:
     )
     grid = figure.subplots(2, 2, sharex=True, sharey=True, squeeze=False)
     norm = TwoSlopeNorm(0, -math.log2(_MOST), math.log2(_MOST))
-    image = None
+    images = []
     for axes, solver in zip(grid, _SOLVERS, strict=True):
         for axis, group in zip(axes, _GROUPS, strict=True):
             factors = speed_ups(record, group, solver)
-            image = _heat_map(axis, factors, sizes, lengths, norm)
+            images.append(_heat_map(axis, factors, sizes, lengths, norm))
             axis.set_title(f'solver="{solver}", {group}', loc="left", fontsize=10)
     for axis in grid[-1]:
         axis.set_xlabel("steps T")
     for axis in grid[:, 0]:
         axis.set_ylabel("units n")
-    bar = figure.colorbar(image, ax=grid, fraction=0.03, pad=0.02)
-    ticks = np.arange(-math.log2(_MOST), math.log2(_MOST) + 1, 2)
+    bar = figure.colorbar(images[0], ax=grid, fraction=0.03, pad=0.02)
+    most = round(math.log2(_MOST))
+    ticks = list(range(-most, most + 1, 2))
     bar.set_ticks(ticks, labels=[_tick(x) for x in ticks])
     bar.set_label("time of lax.scan / time of parafix")
     return [pictures.write(figure, stem.with_suffix(".png"))]
