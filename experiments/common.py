@@ -139,7 +139,7 @@ def _run(name: str, size: str, config: Any, folder: pathlib.Path):
     slug = re.sub(r"[^a-z0-9]+", "-", environment["device"].lower()).strip("-")
     path = folder / f"{size}-{slug}.json"
     start = time.perf_counter()
-    with tqdm.tqdm(total=experiment.steps(config), desc=name, disable=None) as bar:
+    with tqdm.tqdm(total=experiment.steps(config), desc=name) as bar:
 
         def advance(words: str) -> None:
             bar.set_description_str(f"{name}: {words}", refresh=False)

@@ -19,6 +19,7 @@ class Config:
     - `epochs`, `batch`: 98 recordings are divided into batches of that many.
     - `rate`: of Adam.
     - `seeds`: how many draws of weights and batches.
+    - `sweeps`: at most; what is not solved by then, a loop finishes.
     - `length`: recordings are cut to that many samples, and padded to it.
     """
 
@@ -27,11 +28,12 @@ class Config:
     batch: int
     rate: float
     seeds: int
+    sweeps: int = 50
     length: int = 2_618
 
 
 CONFIGS = {
-    "tiny": Config(2, 2, 49, 0.01, 1, 60),
+    "tiny": Config(2, 2, 49, 0.01, 1, length=60),
     "quick": Config(8, 60, 14, 0.005, 1),
     "full": Config(16, 150, 14, 0.005, 3),
 }

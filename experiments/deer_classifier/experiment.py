@@ -45,8 +45,9 @@ def _train(config, seed, training: Recordings, test: Recordings, advance):
     for contestant in CONTESTANTS:
         advance(f"seed {seed}: compiling {contestant.name}")
         trained = start(contestant, model, optimiser, shape)
-        step = jax.jit(training_step(contestant, optimiser), donate_argnums=0)
-        compiled = step.lower(trained, batches[0]).compile()
+        step = training_step(contestant, optimiser, config.sweeps)
+        lowered = jax.jit(step, donate_argnums=0).lower(trained, batches[0])
+        compiled = lowered.compile()
         # Once for nothing, to have everything in place; what comes out is dropped.
         jax.block_until_ready(compiled(trained, batches[0]))
         trained = start(contestant, model, optimiser, shape)
@@ -60,7 +61,7 @@ def _train(config, seed, training: Recordings, test: Recordings, advance):
     for each in runs:
         each.assess(judge, everything)
     for epoch in range(config.epochs):
-        advance(f"seed {seed}: epoch {epoch + 1}")
+        advance(f"seed {seed}: epoch {epoch + 1}, {_now(runs)}")
         for batch in _batches(training, config.batch, order):
             # In turns, in an order drawn anew: what disturbs the machine for a while
             # disturbs all of them.
@@ -70,6 +71,11 @@ def _train(config, seed, training: Recordings, test: Recordings, advance):
             each.assess(judge, everything)
     for each in runs:
         yield {"seed": seed, **each.row(len(test.labels))}
+
+
+def _now(runs):
+    """Sweeps of the last step of those that sweep."""
+    return " and ".join(f"{n} sweeps" for each in runs if (n := each.sweeps))
 
 
 def _batches(training, size, order):
@@ -95,6 +101,10 @@ class _Run:
         self._seconds, self._told = [], []
         self._training_losses, self._right = [], []
 
+    @property
+    def sweeps(self) -> int:
+        return int(self._told[-1].sweeps) if self._told else 0
+
     def step(self, batch: Batch) -> None:
         start = time.perf_counter()
         self._trained, told = self._compiled(self._trained, batch)
@@ -116,6 +126,7 @@ class _Run:
             "seconds": numbers(self._seconds),
             "losses": numbers([told.loss for told in self._told], 9),
             "sweeps": [int(told.sweeps) for told in self._told],
+            "finished": [int(told.finished) for told in self._told],
             "failed": int(np.sum([told.failed for told in self._told])),
             # Before the first epoch and after each.
             "training_losses": numbers(self._training_losses),

@@ -60,7 +60,8 @@ def text(record: Record) -> str:
     lines = heading(record)
     titles = (
         *("", "a step", "all steps", "time of sequential / its", "last loss"),
-        *("test accuracy", "loss apart, at most", "sweeps", "failed solves"),
+        *("test accuracy", "loss apart, at most", "sweeps"),
+        *("finished by a loop", "failed"),
     )
     table = []
     for seed, rows in _by_seed(record).items():
@@ -80,6 +81,7 @@ def text(record: Record) -> str:
                     f"{100 * row['accuracies'][-1]:.1f} %",
                     f"{np.max(apart(row, loop)):.1e}" if row is not loop else "",
                     f"{median(sweeps):g} ({max(sweeps)} at most)" if of_deer else "",
+                    sum(row["finished"]) if of_deer else "",
                     row["failed"] if of_deer else "",
                 ]
             )

@@ -51,10 +51,16 @@ class Trained(NamedTuple):
 
 
 class Told(NamedTuple):
-    """What a step tells: the loss, sweeps of the slowest sample, solves that failed."""
+    """What a step tells.
+
+    - `sweeps`: of the slowest sample.
+    - `finished`: of how many samples a loop had to find the last states.
+    - `failed`: how many solves failed nevertheless.
+    """
 
     loss: jax.Array
     sweeps: jax.Array
+    finished: jax.Array
     failed: jax.Array
 
 
@@ -65,32 +71,36 @@ class Batch(NamedTuple):
     labels: Any
 
 
-def _sequential(model, xs, guess):
-    del guess
+def _sequential(model, xs, guess, sweeps):
+    del guess, sweeps
     # `jax.lax.scan` itself.
     _, states = scan(model.step, model.initial(), xs, solver="sequential")
-    return states, jnp.array(0), jnp.array(False)
+    return states, (jnp.array(0), jnp.array(False), jnp.array(False))
 
 
-def _deer(model, xs, guess):
+def _deer(model, xs, guess, sweeps):
     (_, states), solution = scan(
         model.step,
         model.initial(),
         xs,
         solver="deer",
         guess=guess,
+        max_steps=sweeps,
+        fallback="sequential",
         # A training goes on, and counts.
         throw=False,
         return_solution=True,
     )
+    finished = solution.stats["sequential_from"] < len(xs)
     failed = solution.result != RESULTS.successful
-    return states, solution.stats["num_steps"], failed
+    return states, (solution.stats["num_steps"], finished, failed)
 
 
 class Contestant(NamedTuple):
     """A way to train.
 
-    - `solve`: `(model, xs, guess) -> (states, sweeps, failed)` of one recording.
+    - `solve`: `(model, xs, guess, most_sweeps) -> (states, (sweeps, finished, failed))`
+        of one recording.
     - `warm`: whether sweeps start from the states of the epoch before.
     - `perturbed`: whether the weights start one rounding away.
     """
@@ -121,17 +131,20 @@ def start(
     return Trained(model, optimiser.init(model), states)
 
 
-def training_step(contestant: Contestant, optimiser: Any) -> Callable[..., Any]:
+def training_step(
+    contestant: Contestant, optimiser: Any, sweeps: int
+) -> Callable[..., Any]:
     """`(trained, batch) -> (trained, told)`, to be compiled."""
 
     def loss(model, batch, guess):
-        solve = functools.partial(contestant.solve, model)
+        solve = functools.partial(contestant.solve, model, sweeps=sweeps)
         in_axes = (0, None if guess is None else 0)
-        states, sweeps, failed = jax.vmap(solve, in_axes)(batch.xs, guess)
+        states, (most, *counts) = jax.vmap(solve, in_axes)(batch.xs, guess)
         logits = jax.vmap(model.logits)(states, batch.lengths)
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch.labels)
         mean = losses.mean()
-        return mean, (states, Told(mean, sweeps.max(), failed.sum()))
+        counts = (count.sum() for count in counts)
+        return mean, (states, Told(mean, most.max(), *counts))
 
     def step(trained, batch):
         model, state, known = trained
@@ -150,7 +163,7 @@ def evaluate(model: Classifier, batch: Batch) -> tuple[jax.Array, jax.Array]:
     """The mean loss and how many are right; sequential, whoever trained the model."""
 
     def of_sample(xs, length):
-        states, _, _ = _sequential(model, xs, None)
+        states, _ = _sequential(model, xs, None, None)
         return model.logits(states, length)
 
     logits = jax.vmap(of_sample)(batch.xs, batch.lengths)

@@ -89,7 +89,7 @@ def test_all_train_alike():
     found = []
     for contestant in CONTESTANTS:
         trained = start(contestant, model, optimiser, (count, length, hidden))
-        step = jax.jit(training_step(contestant, optimiser))
+        step = jax.jit(training_step(contestant, optimiser, 20))
         for _ in range(2):
             trained, told = step(trained, batch)
             assert not told.failed
@@ -108,7 +108,7 @@ def test_states_are_kept_by_recording():
     batch = Batch(np.array([2, 0]), xs, np.array([20, 20]), np.array([1, 2]))
     model = Classifier(2, key=jax.random.key(0))
     trained = start(warm, model, optax.sgd(0.1), (3, 20, 2))
-    trained, _ = training_step(warm, optax.sgd(0.1))(trained, batch)
+    trained, _ = training_step(warm, optax.sgd(0.1), 20)(trained, batch)
     for number, x in zip(batch.numbers, xs, strict=True):
         _, states = jax.lax.scan(model.step, model.initial(), x)
         np.testing.assert_allclose(trained.states[number], states, atol=1e-5)
