@@ -359,6 +359,21 @@ def bench(session):
 
 
 @nox.session
+def experiments(session):
+    """The experiments, tiny, and their tests; `-- deer_speed --full` runs one."""
+    install(session, "-r", "experiments/requirements.txt", "pytest")
+    # Recordings are read from it as a file; what it needs to run is not needed.
+    install(session, "--no-deps", "seglearn")
+    if session.posargs:
+        name, *arguments = session.posargs
+        session.run("python", "-m", f"experiments.{name}", *arguments)
+        return
+    out = ["--out", str(scratch(session) / "results")]
+    session.run("python", "-m", "experiments", "--tiny", *out, env=ON_CPU)
+    session.run("pytest", "experiments/tests", env=ON_CPU)
+
+
+@nox.session
 def lint(session):
     """Style, formatting, and which package may import which."""
     install(session, "ruff", "import-linter", *editable(PACKAGES))
