@@ -9,6 +9,7 @@ from ._adjoint import (
     UnrolledAdjoint as UnrolledAdjoint,
 )
 from ._affine_scan import affine_scan as affine_scan
+from ._attach import attach as attach
 from ._chain import Chain as Chain, jacobian as jacobian, Leaf as Leaf
 from ._check import (
     checked_count as checked_count,
@@ -89,6 +90,7 @@ __all__ = [
     "affine_scan",
     "as_sweep",
     "assess",
+    "attach",
     "check_structure",
     "checked_count",
     "checked_tolerance",

@@ -7,11 +7,11 @@ import optimistix as optx
 from jax import lax
 from jaxtyping import ArrayLike
 
-from ._adjoint import as_adjoint, ChainAdjoint, ImplicitAdjoint, Loop
+from ._adjoint import Loop
+from ._attach import as_chain_adjoint, closed_chain
 from ._certificate import certify, ErrorEstimate, worst_entry
 from ._chain import Chain, chunk_size, scan_chunks
 from ._check import checked_count, checked_tolerance
-from ._check_structure import verified
 from ._custom_types import States
 from ._growth import lyapunov_exponent
 from ._measure import max_residual
@@ -19,7 +19,6 @@ from ._result import RESULTS
 from ._segments import since_reset
 from ._solution import Solution
 from ._solver import as_sweep, Sequential
-from ._structure import closed
 from ._summary import empty_solution, solution_of, Summary
 from ._sweep import AbstractSweep
 
@@ -90,22 +89,13 @@ def solve_chain(
     max_steps = checked_count("max_steps", max_steps)
     window = checked_count("window", window)
     solver = as_sweep(solver, rtol, atol, _default_tolerance(problem))
-    adjoint = as_adjoint(adjoint)
+    window = length if window is None else min(window, length)
+    adjoint = as_chain_adjoint(adjoint, problem, window)
     if length == 0 or size == 0:
         return empty_solution(problem)
-    # What the step closes over becomes part of the problem, where the adjoint sees it.
-    first = jax.tree.map(lambda x: x[0], problem.xs)
-    step = closed(problem.step, problem.init, first)
-    problem = verified(eqx.tree_at(lambda p: p.step, problem, step))
+    problem = closed_chain(problem)
     if isinstance(solver, Sequential):
         return _solve_sequentially(problem, solver)
-    window = length if window is None else min(window, length)
-    if isinstance(adjoint, ImplicitAdjoint):
-        adjoint = ChainAdjoint()
-    if isinstance(adjoint, ChainAdjoint) and adjoint.chunk is None:
-        # So that a window bounds the memory of the gradient, too.
-        chunk = min(window, chunk_size(None, length, problem.num_entries))
-        adjoint = dataclasses.replace(adjoint, chunk=chunk)
     options = {"window": window, "throw": throw, "fallback": fallback is not None}
     return _solve_in_parallel(problem, solver, guess, adjoint, max_steps, options)
 

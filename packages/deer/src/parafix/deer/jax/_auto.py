@@ -9,11 +9,21 @@ _LARGEST_SIZE = 32
 _SHORTEST_LENGTH = 256
 
 
+# On a CPU, of a loop whose gradient is a scan over Jacobians.
+_SHORTEST_GRADIENT = 64
+
+
 class Choice(NamedTuple):
-    """What `solver="auto"` takes, and the reason in a sentence."""
+    """What `solver="auto"` takes, and the reason in a sentence.
+
+    - `solver`: `"deer"` or `"sequential"`.
+    - `adjoint`: of a loop, `"implicit"` where its gradient is one scan over the
+        Jacobians at its states, and `None` where it is that of the loop itself.
+    """
 
     solver: str
     reason: str
+    adjoint: str | None = None
 
 
 def choose(
@@ -36,11 +46,7 @@ def choose(
     if size == 0:
         return Choice("sequential", "the carry has no float leaf to iterate on")
     if platform == "cpu":
-        return Choice(
-            "sequential",
-            "on a CPU the compiled loop does a fraction of the arithmetic of the "
-            "sweeps, and forward it is the faster one",
-        )
+        return _choose_on_cpu(length, size, structure or Dense())
     if length < _SHORTEST_LENGTH:
         return Choice(
             "sequential", f"{length} steps are too few (fewer than {_SHORTEST_LENGTH})"
@@ -56,3 +62,13 @@ def choose(
     return Choice(
         "deer", f"{length} dependent steps of {size} numbers leave a {platform} idle"
     )
+
+
+def _choose_on_cpu(length, size, structure):
+    loop = (
+        "on a CPU the compiled loop does a fraction of the arithmetic of the sweeps, "
+        "and forward it is the faster one"
+    )
+    if length < _SHORTEST_GRADIENT:
+        return Choice("sequential", loop)
+    return Choice("sequential", loop, "implicit")

@@ -9,7 +9,7 @@ import parafix.core.jax
 from parafix.core.jax import AbstractStructure
 
 from ._carry import Layout
-from ._run import as_chain, Job
+from ._job import as_chain, Job
 from ._segments import Segments
 
 
@@ -66,5 +66,5 @@ def check_structure(
         structure=structure,
     )
     xs = jax.tree.map(jnp.asarray, xs)
-    problem, _, _ = as_chain(job, carry, xs, Segments())
+    problem, _ = as_chain(job, carry, xs, Segments())
     parafix.core.jax.check_structure(problem)

@@ -13,6 +13,7 @@ from parafix.core.jax import (
     AbstractStructure,
     AbstractSweep,
     as_sweep,
+    ChainAdjoint,
     checked_count,
     Sequential,
     Solution,
@@ -21,7 +22,8 @@ from parafix.core.jax import (
 
 from ._auto import choose
 from ._carry import Layout
-from ._run import hashable, Job, run, sweeps_serve
+from ._job import hashable, Job, sweeps_serve
+from ._run import run, run_loop
 from ._segments import checked_segments
 
 
@@ -50,6 +52,8 @@ def scan(
     resets: ArrayLike | None = None,
     lengths: ArrayLike | None = None,
     fallback: str | None = None,
+    patience: int | None = None,
+    adjoint: str | ChainAdjoint | None = None,
 ) -> Any:
     """A drop-in for `jax.lax.scan` that can treat all times at once.
 
@@ -135,7 +139,8 @@ def scan(
     max_steps = checked_count("max_steps", max_steps)
     window = checked_count("window", window)
     automatic = isinstance(solver, str) and solver == "auto"
-    if automatic and jax.default_backend() == "cpu":
+    on_cpu = automatic and jax.default_backend() == "cpu"
+    if on_cpu:
         solver, automatic = "sequential", False
     # A wrong name or a doubled tolerance is an error wherever the solve would run.
     chosen = as_sweep("deer" if automatic else solver, rtol, atol)
@@ -152,7 +157,8 @@ def scan(
             f"`Blocks(4)`, got {structure!r}."
         )
     function = hashable(f)
-    if isinstance(chosen, Sequential) and plain and function is f:
+    plain = plain and isinstance(chosen, Sequential) and function is f
+    if plain and adjoint is None and not on_cpu:
         return lax.scan(f, init, xs, length, reverse, unroll)
 
     # `lax.scan` itself says what is wrong with `f`, `init`, `xs` and `length`.
@@ -160,11 +166,15 @@ def scan(
         lambda init, xs: lax.scan(function, init, xs, length, reverse), init, xs
     )
     layout = Layout.of(carry_struct)
-    init, xs = layout.cast(init), jax.tree.map(jnp.asarray, xs)
     leaves = jax.tree.leaves(xs)
-    steps = leaves[0].shape[0] if leaves else operator.index(cast(int, length))
+    steps = jnp.shape(leaves[0])[0] if leaves else operator.index(cast(int, length))
     if steps < 0:
         raise ValueError(f"`length` must be non-negative, got {steps}.")
+    if on_cpu and adjoint is None:
+        adjoint = choose(steps, layout.size, "cpu", structure).adjoint
+        if plain and adjoint is None:
+            return lax.scan(f, init, xs, length, reverse, unroll)
+    init, xs = layout.cast(init), jax.tree.map(jnp.asarray, xs)
     if guess is not None:
         guess = _checked_guess(guess, layout, steps)
     segments = checked_segments(resets, lengths, steps)
@@ -184,6 +194,8 @@ def scan(
         structure,
         fallback,
         ladder,
+        adjoint,
+        patience,
     )
     if automatic:
         platform = jax.default_backend()
@@ -200,7 +212,9 @@ def scan(
                 default=ft.partial(run, safe, choice),
             )
         solver = "sequential"
-    return run(job, solver, init, xs, guess, segments)
+    # What is not differentiated is to be the program of `lax.scan`.
+    runs = run_loop if plain else run
+    return runs(job, solver, init, xs, guess, segments)
 
 
 def _check_lengths(xs):
