@@ -36,6 +36,7 @@ def solve_chain(
     window: int | None = None,
     throw: bool = True,
     fallback: str | None = None,
+    patience: int | None = None,
 ) -> Solution[States]:
     """Solve a chain for all its states at once.
 
@@ -62,6 +63,11 @@ def solve_chain(
     - `fallback`: what to do where sweeps fail. `"sequential"`: go on from the prefix,
         one step after the other, so that the solve ends well; from the beginning if the
         chain amplifies rounding. `None`: nothing.
+    - `patience`: with `fallback`, after this many sweeps (in each window), twice as
+        many, four times as many, ..., look whether further ones will pay, and go on
+        sequentially if not: if at the present pace most of the way is still before
+        them, and errors do not shrink along the prefix, by its largest Lyapunov
+        exponent. From four times as many on the pace alone decides. `None`: never.
 
     **Returns:**
 
@@ -86,6 +92,12 @@ def solve_chain(
         )
     if fallback not in (None, "sequential"):
         raise ValueError(f'`fallback` must be None or "sequential", got {fallback!r}.')
+    patience = checked_count("patience", patience)
+    if patience is not None and fallback is None:
+        raise ValueError(
+            '`patience` says when sweeps are given up for `fallback="sequential"`, '
+            "which was not asked for."
+        )
     max_steps = checked_count("max_steps", max_steps)
     window = checked_count("window", window)
     solver = as_sweep(solver, rtol, atol, _default_tolerance(problem))
@@ -96,7 +108,12 @@ def solve_chain(
     problem = closed_chain(problem)
     if isinstance(solver, Sequential):
         return _solve_sequentially(problem, solver)
-    options = {"window": window, "throw": throw, "fallback": fallback is not None}
+    options = {
+        "window": window,
+        "throw": throw,
+        "fallback": fallback is not None,
+        "patience": patience,
+    }
     return _solve_in_parallel(problem, solver, guess, adjoint, max_steps, options)
 
 

@@ -9,6 +9,8 @@ _LARGEST_SIZE = 32
 _SHORTEST_LENGTH = 256
 
 
+# After how many sweeps "auto" looks for the first time whether they will pay.
+PATIENCE = 10
 # On a CPU, of a loop whose gradient is a scan over Jacobians.
 _SHORTEST_GRADIENT = 64
 

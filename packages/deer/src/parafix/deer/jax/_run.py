@@ -89,6 +89,7 @@ def _run_in_parallel(job, solver, body, init, xs, guess, segments):
         throw=job.throw,
         adjoint="implicit" if job.adjoint is None else job.adjoint,
         fallback=job.fallback,
+        patience=job.patience,
     )
     z = solution.value
     out, carries = outputs_at(job, body, problem, z, drivers, xs, segments)

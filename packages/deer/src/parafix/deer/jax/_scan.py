@@ -20,7 +20,7 @@ from parafix.core.jax import (
     structure_of,
 )
 
-from ._auto import choose
+from ._auto import choose, PATIENCE
 from ._carry import Layout
 from ._job import hashable, Job, sweeps_serve
 from ._run import run, run_loop
@@ -115,6 +115,18 @@ def scan(
         other; from the beginning if the chain amplifies rounding. That is a success,
         and `stats["sequential_from"]` says where it began, in the order of running (`T`
         if it was not needed). `None` leaves it at that. `"auto"` always has it.
+    - `patience`: with `fallback`, look after so many sweeps, twice as many, four times
+        as many, ..., whether further ones will pay, and go on sequentially if not:
+        where errors do not shrink along the prefix, by its largest Lyapunov exponent,
+        and most of the way is still to go. From four times as many on the pace alone
+        decides. `None` never looks. `"auto"` has 10.
+    - `adjoint`: what is differentiated. `"implicit"`, or a
+        [`parafix.core.jax.ChainAdjoint`][]: the chain at its states, by one affine scan
+        over its Jacobians, to every order. Sweeps always have it. With a sequential
+        solve the loop runs as it is, and only its derivatives are those of the chain,
+        where `f` allows for it (no driver depends on floats, `f` has a tangent and no
+        effects). `None` is the loop's own derivative there; with `"auto"` what pays
+        ([`parafix.deer.jax.choose`][] says when).
 
     **Returns:**
 
@@ -146,6 +158,18 @@ def scan(
     chosen = as_sweep("deer" if automatic else solver, rtol, atol)
     if fallback not in (None, "sequential"):
         raise ValueError(f'`fallback` must be None or "sequential", got {fallback!r}.')
+    patience = checked_count("patience", patience)
+    if patience is not None and fallback is None and not (automatic or on_cpu):
+        raise ValueError(
+            '`patience` says when sweeps are given up for `fallback="sequential"`, '
+            "which was not asked for."
+        )
+    if not (adjoint is None or adjoint == "implicit"):
+        if not isinstance(adjoint, ChainAdjoint):
+            raise TypeError(
+                '`adjoint` must be None, "implicit" or a `ChainAdjoint`, got '
+                f"{adjoint!r}."
+            )
     ladder, guess = _rung(guess)
     plain = guess is None and not return_solution
     plain = plain and resets is None and lengths is None
@@ -201,7 +225,9 @@ def scan(
         platform = jax.default_backend()
         choice = choose(steps, layout.size, platform, structure).solver
         if choice != "sequential" and sweeps_serve(job, init, xs):
-            safe = dataclasses.replace(job, fallback="sequential")
+            safe = dataclasses.replace(
+                job, fallback="sequential", patience=patience or PATIENCE
+            )
             # What this is compiled for is known for sure only when it is lowered.
             return lax.platform_dependent(
                 init,
