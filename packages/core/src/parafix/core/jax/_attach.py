@@ -39,8 +39,8 @@ def attach(
     """
     if z.shape != (problem.length, problem.size):
         raise ValueError(
-            f"`z` must have shape {(problem.length, problem.size)}, one state for every "
-            f"time; got {z.shape}."
+            f"`z` must have shape {(problem.length, problem.size)}, one state for "
+            f"every time; got {z.shape}."
         )
     adjoint = as_chain_adjoint(adjoint, problem, problem.length)
     if z.size == 0:
@@ -56,7 +56,7 @@ def _given(inputs):
 def as_chain_adjoint(
     adjoint: str | optx.AbstractAdjoint, problem: Chain, window: int
 ) -> optx.AbstractAdjoint:
-    """What `adjoint` means for a chain, whose gradient a window bounds the memory of."""
+    """What `adjoint` is for a chain; a window bounds the memory of gradients, too."""
     adjoint = as_adjoint(adjoint)
     if isinstance(adjoint, ImplicitAdjoint):
         adjoint = ChainAdjoint()

@@ -38,14 +38,15 @@ def watched(
 ) -> Watch:
     """What is thought of the sweeps of an unfinished solve after `num_steps` of them.
 
-    They are looked at after `patience` sweeps, twice as many, four times as many, and so
-    on. Where errors shrink along the chain, an iterate near the solution converges at
-    all times at once; where they do not, the prefix has to grow to the end, at the pace
+    They are looked at after `patience` sweeps, twice as many, four times as many, ...
+    Where errors shrink along the chain, an iterate near the solution converges at all
+    times at once; where they do not, the prefix has to grow to the end, at the pace
     that is seen. So they are given up if
 
-    - at the pace since the last look, more than twice the sweeps since then are missing,
-    - and errors do not shrink along the prefix: its largest Lyapunov exponent, times its
-      length, is above -1. From four times the patience on the pace alone decides:
+    - at the pace since the last look, more than twice the sweeps since then are
+      missing,
+    - and errors do not shrink along the prefix: its largest Lyapunov exponent, times
+      its length, is above -1. From four times the patience on the pace alone decides:
       iterates that have run away stay far from the solution, whatever the chain does.
 
     The exponent is that of the prefix. Beyond it Jacobians are those of an iterate, and

@@ -23,7 +23,7 @@ from ._calculus import (
 from ._certificate import Report
 from ._chain import chunk_size, chunks, jacobian
 from ._chain_map import AbstractChainMap, captured_map, plain_map
-from ._chain_problem import ChainProblem
+from ._chain_problem import AbstractChainProblem
 from ._check import checked_count
 from ._linear import rows
 from ._over_time import parted
@@ -57,7 +57,7 @@ class ChainAdjoint(AbstractAdjoint):
         checked_count("chunk", self.chunk)
 
     def apply(self, problem, z):
-        if not isinstance(problem, ChainProblem):
+        if not isinstance(problem, AbstractChainProblem):
             raise TypeError(
                 "ChainAdjoint is for chains; dense problems are differentiated by "
                 'adjoint="implicit", for example.'
@@ -80,7 +80,7 @@ class ChainAdjoint(AbstractAdjoint):
 class _Task:
     """What is solved in one call of a `Function` below."""
 
-    problem: ChainProblem
+    problem: AbstractChainProblem
     adjoint: ChainAdjoint
     map: AbstractChainMap
 

@@ -9,7 +9,8 @@ from ._adjoint import AbstractAdjoint, ImplicitAdjoint
 from ._capture import Autocast
 from ._certificate import certify, ErrorEstimate, Report, worst
 from ._chain import Chain, Leaf, States
-from ._chain_adjoint import ChainAdjoint, ChainProblem
+from ._chain_adjoint import ChainAdjoint
+from ._chain_problem import ChainProblem
 from ._check import checked_count, checked_tolerance
 from ._growth import lyapunov_exponent
 from ._measure import at, first
@@ -35,6 +36,7 @@ def solve_chain(
     throw: bool = True,
     growth: bool = True,
     fallback: str | None = None,
+    patience: int | None = None,
 ) -> Solution[States]:
     """Solve a batch of chains for all their states at once.
 
@@ -63,6 +65,12 @@ def solve_chain(
     - `fallback`: what to do with samples on which sweeps fail. `"sequential"`: go on
         from the prefix, one step after the other, so that the solve ends well; from the
         beginning if the chain amplifies rounding. `None`: nothing.
+    - `patience`: with `fallback`, after this many sweeps (in each window), twice as
+        many, four times as many, ..., look whether further ones will pay, and go on
+        sequentially with the samples for which not: if at the present pace most of the
+        way is still before them, and errors do not shrink along the prefix, by its
+        largest Lyapunov exponent. From four times as many on the pace alone decides.
+        `None`: never.
 
     **Returns:**
 
@@ -93,10 +101,16 @@ def solve_chain(
         )
     if fallback not in (None, "sequential"):
         raise ValueError(f'`fallback` must be None or "sequential", got {fallback!r}.')
+    patience = checked_count("patience", patience)
+    if patience is not None and fallback is None:
+        raise ValueError(
+            '`patience` says when sweeps are given up for `fallback="sequential"`, '
+            "which was not asked for."
+        )
     max_steps = checked_count("max_steps", max_steps)
     window = checked_count("window", window)
     autocast = Autocast.now(init.device)
-    wide = _widened(problem, autocast)
+    wide = widened(problem, autocast)
     solver = as_sweep(solver, rtol, atol, wide.eps**0.75)
     adjoint = as_adjoint(adjoint)
     if length == 0 or init.numel() == 0:
@@ -109,12 +123,13 @@ def solve_chain(
         wide,
         autocast,
         eps,
+        length if window is None else min(window, length),
         solver,
         length if max_steps is None else max_steps,
-        length if window is None else min(window, length),
         throw,
         growth,
         fallback is not None,
+        patience,
     )
     guess = None if guess is None else guess.to(wide.init.dtype)
     with autocast.entered(enabled=False):
@@ -169,7 +184,7 @@ def assess(
     """
     if z.numel() == 0:
         return _empty_solution(problem)
-    wide = _widened(problem, Autocast.now(z.device))
+    wide = widened(problem, Autocast.now(z.device))
     rtol = checked_tolerance("rtol", rtol, wide.eps**0.75)
     atol = checked_tolerance("atol", atol, wide.eps**0.75)
     # What is reported about the states carries no derivative.
@@ -203,7 +218,7 @@ def assess(
     return _solution(problem, z, report, error, none + products)
 
 
-def _widened(problem, autocast):
+def widened(problem: Chain, autocast: Autocast) -> Chain:
     """The chain on states of at least single precision, and what rounds its steps."""
     dtype = problem.init.dtype
     leaves = problem.leaves or (Leaf("", problem.size, torch.finfo(dtype).eps),)

@@ -12,7 +12,9 @@ _SHORTEST_LENGTH = 256
 # After how many sweeps "auto" looks for the first time whether they will pay.
 PATIENCE = 10
 # On a CPU, of a loop whose gradient is a scan over Jacobians.
-_SHORTEST_GRADIENT = 64
+_SHORTEST_GRADIENT = 256
+_LARGEST_GRADIENT = 8
+_MOST_DIAGONAL_GRADIENT = 32
 
 
 class Choice(NamedTuple):
@@ -72,5 +74,23 @@ def _choose_on_cpu(length, size, structure):
         "and forward it is the faster one"
     )
     if length < _SHORTEST_GRADIENT:
-        return Choice("sequential", loop)
-    return Choice("sequential", loop, "implicit")
+        return Choice(
+            "sequential",
+            f"{loop}; {length} steps are too few for another gradient (fewer than "
+            f"{_SHORTEST_GRADIENT})",
+        )
+    shape = structure.shape(size)
+    entries, most = size, _MOST_DIAGONAL_GRADIENT
+    if len(shape) > 1:
+        entries, most = shape[-1], _LARGEST_GRADIENT
+    if entries > most:
+        return Choice(
+            "sequential",
+            f"{loop}, and backward too where Jacobians have {entries} rows that are "
+            f"no more than {most}",
+        )
+    return Choice(
+        "sequential",
+        f"{loop}; its gradient is one scan over Jacobians of {size} numbers",
+        "implicit",
+    )

@@ -142,9 +142,7 @@ def inspect(f: Callable, layout: Layout, carry: PyTree, x: PyTree) -> Body:
         new_carry.get(id(var)) if _is_variable(var) else None
         for var in jaxpr.outvars[count:]
     )
-    return Body(
-        tuple(tainted), aliases, jax.tree.structure(y), bool(closed.effects)
-    )
+    return Body(tuple(tainted), aliases, jax.tree.structure(y), bool(closed.effects))
 
 
 def _is_variable(var):

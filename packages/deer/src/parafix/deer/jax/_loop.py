@@ -6,7 +6,6 @@ from typing import Any
 
 import equinox as eqx
 import jax
-import jax.numpy as jnp
 from jax import lax
 from jaxtyping import PyTree
 
@@ -22,7 +21,7 @@ from ._job import (
     states_at,
     sweeps_serve,
 )
-from ._segments import select, Segments
+from ._segments import Segments, select
 
 
 def loop(job: Job, init: PyTree, xs: PyTree, segments: Segments, ask: bool) -> Any:
@@ -33,7 +32,7 @@ def loop(job: Job, init: PyTree, xs: PyTree, segments: Segments, ask: bool) -> A
     """
     if job.adjoint is None or not _is_chain(job, init, xs):
         return _plain(job, init, xs, segments, ask)
-    x = jax.tree.map(lambda x: x[0], xs)
+    x = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), xs)
     f = eqx.filter_closure_convert(hashable(job.f), init, x)
     structure = job.structure
     if isinstance(structure, Custom):

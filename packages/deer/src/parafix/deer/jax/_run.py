@@ -117,5 +117,3 @@ def _unassessed(job, carries, z):
         },
         position=job.length - 1 - prefix if job.reverse else prefix,
     )
-
-

@@ -164,12 +164,10 @@ def scan(
             '`patience` says when sweeps are given up for `fallback="sequential"`, '
             "which was not asked for."
         )
-    if not (adjoint is None or adjoint == "implicit"):
-        if not isinstance(adjoint, ChainAdjoint):
-            raise TypeError(
-                '`adjoint` must be None, "implicit" or a `ChainAdjoint`, got '
-                f"{adjoint!r}."
-            )
+    if adjoint not in (None, "implicit") and not isinstance(adjoint, ChainAdjoint):
+        raise TypeError(
+            f'`adjoint` must be None, "implicit" or a `ChainAdjoint`, got {adjoint!r}.'
+        )
     ladder, guess = _rung(guess)
     plain = guess is None and not return_solution
     plain = plain and resets is None and lengths is None

@@ -8,7 +8,7 @@ import parafix.core.torch
 from parafix.core.torch import AbstractStructure
 
 from ._carry import Layout
-from ._run import Job
+from ._job import Job
 
 
 def check_structure(
