@@ -51,6 +51,7 @@ ONLY_JAX_PARAMETERS = {
     **{(cell, "key"): "PyTorch has a generator of its own" for cell in CELLS},
     ("SequentialScan", "unroll"): "a loop in Python has nothing to unroll",
     ("scan", "unroll"): "the same",
+    ("Choice", "adjoint"): "on a CPU a loop in Python is slower than sweeps that pay",
 }
 ONLY_TORCH_PARAMETERS = {
     **{(cell, "device"): "as every module of torch.nn" for cell in CELLS},

@@ -58,7 +58,9 @@ def watched(
     asked = turn & slow
     growth = lax.cond(
         eqxi.unvmap_any(asked & (times < LAST_LOOK)),
-        lambda: lyapunov_exponent(problem, z, prefix, solver.chunk) * prefix,
+        lambda: (
+            lyapunov_exponent(problem, z, prefix, solver.chunk) * prefix.astype(z.dtype)
+        ),
         lambda: jnp.full((), jnp.nan, z.dtype),
     )
     # True for NaN.
