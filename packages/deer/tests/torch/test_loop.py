@@ -74,7 +74,7 @@ def test_records_no_loop():
 
     init = problem.init.requires_grad_()
     out = loop(f, init, problem.xs)
-    # Once with its graph, to see what it uses, and once for outputs that are no carries.
+    # Once to see what it uses, and once for outputs that are no carries.
     assert sum(calls) < 5 < LENGTH
     assert_close(out, plain(problem.bind(), init, problem.xs), 1e-12)
     with torch.no_grad():

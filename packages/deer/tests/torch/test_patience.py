@@ -75,7 +75,7 @@ def test_auto_has_it():
 
 
 def test_contracting_chains_are_looked_at_and_left_alone():
-    problem = gru(0, LENGTH)
+    problem = gru(2, LENGTH)
     (out, solution), (plain, expected) = (
         scan(problem.bind(), problem.init, problem.xs, **{**SAFE, "patience": patience})
         for patience in (4, None)
