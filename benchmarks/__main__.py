@@ -48,6 +48,11 @@ def _parser() -> argparse.ArgumentParser:
         help="small sizes, 3 rounds: shows that everything runs, and nothing else",
     )
     parser.add_argument(
+        "--full",
+        action="store_true",
+        help="the whole grid, where a table has more than it shows by default: hours",
+    )
+    parser.add_argument(
         "--repeats", type=_positive, metavar="N", help="rounds (default: by table)"
     )
     parser.add_argument(
@@ -107,6 +112,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             parser.error(str(error))
         print("\n".join(map(report.markdown, records)), end="")
         return 0
+    if given.quick and given.full:
+        parser.error("--quick and --full exclude each other")
     names = given.tables or list(SUMMARIES)
     for name in names:
         if name not in SUMMARIES:
@@ -118,7 +125,9 @@ def _run(names, given) -> int:
     # Here, for whoever only reads results needs no progress bars.
     from .runner import all_correct, Options, run_table
 
-    options = Options(given.quick, given.repeats, given.patience, given.only)
+    options = Options(
+        given.quick, given.repeats, given.patience, given.only, given.full
+    )
     correct = True
     for name in names:
         record = run_table(

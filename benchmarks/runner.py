@@ -20,6 +20,7 @@ class Options:
     repeats: int | None = None
     patience: int | None = None
     only: str | None = None
+    full: bool = False
 
     @property
     def complete(self) -> bool:
@@ -37,6 +38,8 @@ class Options:
         words = ["python -m benchmarks", name]
         if self.quick:
             words.append("--quick")
+        if self.full:
+            words.append("--full")
         for option in ("repeats", "patience"):
             value = getattr(self, option)
             if value is not None:
@@ -63,7 +66,9 @@ def run_table(
         "cases": [],
     }
     say(report.heading_text(record))
-    cases = [case for case in table.cases(options.quick) if _wanted(case, options.only)]
+    full = table.full if options.full else None
+    cases = table.cases(options.quick) if full is None else full()
+    cases = [case for case in cases if _wanted(case, options.only)]
     effort = options.effort(table)
     with tqdm.tqdm(total=0, unit="step", desc=name) as bar:
         bar.total = sum(_steps(case, effort) for case in cases)

@@ -34,6 +34,7 @@ class Table:
     - `targets`: assessed when all cases were measured at full size.
     - `environment`: versions and device, for the record.
     - `effort`: how long to measure, where the caller does not say.
+    - `full`: more cases, for who has hours.
     """
 
     title: str
@@ -42,6 +43,7 @@ class Table:
     targets: Sequence[Target]
     environment: Callable[[], dict[str, Any]]
     effort: Effort = dataclasses.field(default_factory=Effort)
+    full: Callable[[], Iterable[Case]] | None = None
 
 
 def of_group(records: Sequence[Record], group: str) -> list[Record]:
@@ -105,6 +107,43 @@ def no_slower(group: str, ours: str, theirs: str, at_most: float) -> Target:
     return Target(
         f"{group}: {ours} within {percent} % of {theirs} in every case", assess
     )
+
+
+def unbeaten(
+    group: str, ours: str, others: Sequence[str], twins: tuple[str, str]
+) -> Target:
+    """Nobody is faster than `ours` by more than the noise, in any case.
+
+    The noise of a case is what two copies of one program, `twins`, are apart in it: the
+    further end of the interval of their ratio. `ours` is beaten if all of the interval
+    of its ratio lies beyond. Who is wrong in a case beats nobody there, and neither
+    does who is the same program; but `ours` and both twins have to be right.
+    """
+
+    def assess(records):
+        beaten, worst, count = [], 0.0, 0
+        for record in of_group(records, group):
+            twin = comparison(record, *twins)
+            if twin is None or contestant(record, ours)["problem"]:
+                return f"{record['name']}: {ours} or a twin was wrong", False
+            lower, upper = twin["interval"]
+            noise = max(upper, 1 / lower)
+            for other in others:
+                ratio = comparison(record, ours, other)
+                if ratio is None or ratio["same_program"]:
+                    continue
+                count += 1
+                worst = max(worst, ratio["medians"] / noise)
+                if ratio["interval"][0] > noise:
+                    beaten.append(
+                        f"{record['name']} by {other} ({ratio['medians']:.2f})"
+                    )
+        words = f"beaten in {len(beaten)} of {count} comparisons"
+        if count:
+            words += f", {worst:.2f} times the noise at worst"
+        return "; ".join([words, *beaten]), count > 0 and not beaten
+
+    return Target(f"{group}: nobody beats {ours} by more than noise", assess)
 
 
 def _comparisons(records, group, numerator, denominator):

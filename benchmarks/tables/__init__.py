@@ -8,6 +8,8 @@ from ..table import Table
 # Name -> what `--list` says. The module of a table holds it as `TABLE`.
 SUMMARIES = {
     "deer-scan": "parafix.deer.jax.scan beside lax.scan and a textbook DEER",
+    "auto-grid": 'solver="auto" on a grid of sizes, beside all that may beat it',
+    "loop-adjoint": "derivatives of a loop: its own, and those of the chain",
     "memory": "temporary memory of value-and-gradient, with and without windows",
     "rootfinding": "parafix.core.jax.fixed_point beside jaxopt and Optimistix",
     "torch-rootfinding": "parafix.core.torch.fixed_point beside torchdeq",

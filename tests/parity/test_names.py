@@ -54,6 +54,7 @@ ONLY_JAX_PARAMETERS = {
     ("affine_scan", "resets"): "the same",
     ("SequentialScan", "unroll"): "a loop in Python has nothing to unroll",
     ("scan", "unroll"): "the same",
+    ("Choice", "adjoint"): "on a CPU a loop in Python is slower than sweeps that pay",
 }
 ONLY_TORCH_PARAMETERS = {
     **{(cell, "device"): "as every module of torch.nn" for cell in CELLS},

@@ -44,6 +44,7 @@ def test_names():
         "affine_scan",
         "as_sweep",
         "assess",
+        "attach",
         "check_structure",
         "checked_count",
         "checked_tolerance",

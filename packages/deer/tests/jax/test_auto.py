@@ -39,20 +39,37 @@ class TestOnCPU:
         f, init, xs = problem_of(lstm)
         for options in ({}, {"reverse": True}, {"unroll": 3}):
             actual, expected = (
-                str(jax.make_jaxpr(ft.partial(each, f, **options))(init, xs))
+                jax.jit(ft.partial(each, f, **options)).lower(init, xs).as_text()
                 for each in (scan, lax.scan)
             )
             assert actual == expected
 
-    def test_and_so_is_its_gradient(self):
-        f, init, xs = problem_of()
+    @pytest.mark.parametrize(("length", "size"), [(20, 2), (LENGTH, 12)])
+    def test_and_so_is_its_gradient_where_that_is_the_fastest(self, length, size):
+        W, xs = jnp.eye(size), jnp.ones((length, size))
+        f = lambda h, x: (jnp.tanh(W @ h + x),) * 2
 
         def gradient(scan):
             loss = lambda init, xs: scan(f, init, xs)[1].sum()
             return jax.jit(jax.grad(loss, (0, 1)))
 
-        actual, expected = gradient(scan), gradient(lax.scan)
-        assert_identical(actual(init, xs), expected(init, xs))
+        actual, expected = (
+            gradient(each).lower(xs[0], xs).as_text() for each in (scan, lax.scan)
+        )
+        assert actual == expected
+
+    def test_elsewhere_its_gradient_is_that_of_the_chain(self):
+        f, init, xs = problem_of()
+        loss = lambda xs, scan, **options: scan(f, init, xs, **options)[1].sum()
+        text = lambda *args, **options: (
+            jax.jit(jax.grad(ft.partial(loss, scan=args[0], **options)))
+            .lower(xs)
+            .as_text()
+        )
+        automatic = text(scan)
+        assert automatic != text(lax.scan)
+        assert automatic == text(scan, adjoint="implicit")
+        assert choose(LENGTH, 2, "cpu").adjoint == "implicit"
 
     def test_asking_for_a_solution_changes_no_number(self):
         f, init, xs = problem_of()

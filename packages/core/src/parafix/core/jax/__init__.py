@@ -8,6 +8,7 @@ from ._adjoint import (
     UnrolledAdjoint as UnrolledAdjoint,
 )
 from ._affine_scan import affine_scan as affine_scan
+from ._attach import attach as attach
 from ._chain import Chain as Chain, jacobian as jacobian, Leaf as Leaf
 from ._chain_adjoint import ChainAdjoint as ChainAdjoint
 from ._check import (
@@ -90,6 +91,7 @@ __all__ = [
     "affine_scan",
     "as_sweep",
     "assess",
+    "attach",
     "check_structure",
     "checked_count",
     "checked_tolerance",

@@ -7,12 +7,11 @@ import optimistix as optx
 from jax import lax
 from jaxtyping import ArrayLike
 
-from ._adjoint import as_adjoint, ImplicitAdjoint, Loop
+from ._adjoint import Loop
+from ._attach import as_chain_adjoint, closed_chain
 from ._certificate import certify, ErrorEstimate, worst_entry
 from ._chain import Chain, chunk_size, scan_chunks
-from ._chain_adjoint import ChainAdjoint
 from ._check import checked_count, checked_tolerance
-from ._check_structure import verified
 from ._custom_types import States
 from ._growth import lyapunov_exponent
 from ._measure import max_residual
@@ -20,7 +19,6 @@ from ._result import RESULTS
 from ._segments import since_reset
 from ._solution import Solution
 from ._solver import as_sweep, Sequential
-from ._structure import closed
 from ._summary import empty_solution, solution_of, Summary
 from ._sweep import AbstractSweep
 
@@ -38,6 +36,7 @@ def solve_chain(
     window: int | None = None,
     throw: bool = True,
     fallback: str | None = None,
+    patience: int | None = None,
 ) -> Solution[States]:
     """Solve a chain for all its states at once.
 
@@ -64,6 +63,11 @@ def solve_chain(
     - `fallback`: what to do where sweeps fail. `"sequential"`: go on from the prefix,
         one step after the other, so that the solve ends well; from the beginning if the
         chain amplifies rounding. `None`: nothing.
+    - `patience`: with `fallback`, after this many sweeps (in each window), twice as
+        many, four times as many, ..., look whether further ones will pay, and go on
+        sequentially if not: if at the present pace most of the way is still before
+        them, and errors do not shrink along the prefix, by its largest Lyapunov
+        exponent. From four times as many on the pace alone decides. `None`: never.
 
     **Returns:**
 
@@ -88,27 +92,28 @@ def solve_chain(
         )
     if fallback not in (None, "sequential"):
         raise ValueError(f'`fallback` must be None or "sequential", got {fallback!r}.')
+    patience = checked_count("patience", patience)
+    if patience is not None and fallback is None:
+        raise ValueError(
+            '`patience` says when sweeps are given up for `fallback="sequential"`, '
+            "which was not asked for."
+        )
     max_steps = checked_count("max_steps", max_steps)
     window = checked_count("window", window)
     solver = as_sweep(solver, rtol, atol, _default_tolerance(problem))
-    adjoint = as_adjoint(adjoint)
+    window = length if window is None else min(window, length)
+    adjoint = as_chain_adjoint(adjoint, problem, window)
     if length == 0 or size == 0:
         return empty_solution(problem)
-    # What the step closes over becomes part of the problem, where the adjoint sees it.
-    first = jax.tree.map(lambda x: x[0], problem.xs)
-    step = closed(problem.step, problem.init, first)
-    problem = verified(eqx.tree_at(lambda p: p.step, problem, step))
+    problem = closed_chain(problem)
     if isinstance(solver, Sequential):
         return _solve_sequentially(problem, solver)
-    window = length if window is None else min(window, length)
-    if isinstance(adjoint, ImplicitAdjoint):
-        adjoint = ChainAdjoint()
-    if isinstance(adjoint, ChainAdjoint) and adjoint.chunk is None:
-        # So that a window bounds the memory of the gradient, too.
-        entries = 0 if adjoint.iterates(problem) else problem.num_entries
-        chunk = min(window, chunk_size(None, length, entries))
-        adjoint = dataclasses.replace(adjoint, chunk=chunk)
-    options = {"window": window, "throw": throw, "fallback": fallback is not None}
+    options = {
+        "window": window,
+        "throw": throw,
+        "fallback": fallback is not None,
+        "patience": patience,
+    }
     return _solve_in_parallel(problem, solver, guess, adjoint, max_steps, options)
 
 

@@ -17,6 +17,7 @@ from ._custom_types import State
 from ._finish import is_unstable
 from ._growth import lyapunov_exponent
 from ._measure import max_residual
+from ._patience import Watch, watched
 from ._report import has_converged, report_finished, report_sweeps
 from ._result import fail_if, leaf_of, RESULTS
 from ._scan import AbstractScan
@@ -108,18 +109,28 @@ class AbstractSweep(optx.AbstractFixedPointSolver):
         memory = None if self.damping is None else self.damping.init(problem.init)
         resets = problem.resets
         dead = None if resets is None else jnp.zeros_like(resets)
+        watch = None if options["patience"] is None else Watch.start()
         no = jnp.array(False)
-        return SweepState(none, no, none, none, certificate, memory, dead)
+        return SweepState(none, no, none, none, certificate, memory, dead, watch)
 
     def step(self, fn, y, args, options, state, tags):
         del fn, args, tags
-        return *advance(self, options["problem"], y, state, options), None
+        problem = options["problem"]
+        y, state = advance(self, problem, y, state, options)
+        if state.watch is not None:
+            prefix, steps = state.prefix, state.num_steps
+            watch = watched(
+                self, problem, y, state.watch, prefix, steps, options["patience"]
+            )
+            state = eqx.tree_at(lambda s: s.watch, state, watch)
+        return y, state, None
 
     def terminate(self, fn, y, args, options, state, tags):
         del fn, args, options, tags
-        return has_converged(
-            state, y.shape[0]
-        ) | state.nonfinite, optx.RESULTS.successful
+        ended = has_converged(state, y.shape[0]) | state.nonfinite
+        if state.watch is not None:
+            ended = ended | state.watch.hopeless
+        return ended, optx.RESULTS.successful
 
     def postprocess(self, fn, y, aux, args, options, state, tags, result):
         del fn, args, tags, result

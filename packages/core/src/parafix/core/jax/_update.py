@@ -13,6 +13,7 @@ from ._certificate import Certificate, opened, Part, propagate, vouch
 from ._chain import Chain, chunk_size, scan_chunks
 from ._custom_types import BoolScalar, IntScalar, States
 from ._measure import first, tolerance
+from ._patience import Watch
 from ._segments import earlier, since_reset
 
 
@@ -29,6 +30,8 @@ class SweepState(eqx.Module):
     memory: PyTree
     # With resets: the times of a segment from its first true state that is not finite.
     dead: Bool[Array, " T"] | None = None
+    # With patience: whether it is over.
+    watch: Watch | None = None
 
 
 def advance(
@@ -45,7 +48,9 @@ def advance(
         prefix = _look(solver, problem, z, prefix, doubtful, dead)
         looks = looks + jnp.where(doubtful, 1, 0)
     steps = state.num_steps + 1
-    return z, SweepState(prefix, nonfinite, steps, looks, certificate, memory, dead)
+    return z, SweepState(
+        prefix, nonfinite, steps, looks, certificate, memory, dead, state.watch
+    )
 
 
 def _look(solver, problem, z, prefix, doubtful, dead):

@@ -22,7 +22,7 @@ from ._certificate import Report
 from ._chain import Chain, chunk_size, chunks
 from ._chain_gradient import gradient, graph, recurrence
 from ._chain_map import AbstractChainMap, captured_map, plain_map
-from ._chain_problem import ChainProblem
+from ._chain_problem import AbstractChainProblem
 from ._check import checked_count, checked_tolerance
 from ._iterated import MOST_PRODUCTS, solve_iterated
 from ._linear import reached, rows
@@ -82,7 +82,7 @@ class ChainAdjoint(AbstractAdjoint):
         return problem.num_linear > MOST_PRODUCTS
 
     def apply(self, problem, z):
-        if not isinstance(problem, ChainProblem):
+        if not isinstance(problem, AbstractChainProblem):
             raise TypeError(
                 "ChainAdjoint is for chains; dense problems are differentiated by "
                 'adjoint="implicit", for example.'
@@ -104,7 +104,7 @@ class ChainAdjoint(AbstractAdjoint):
 class _Task:
     """What is solved in one call of a `Function` below."""
 
-    problem: ChainProblem
+    problem: AbstractChainProblem
     adjoint: ChainAdjoint
     map: AbstractChainMap
 

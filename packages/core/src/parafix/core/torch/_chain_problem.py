@@ -1,3 +1,4 @@
+import abc
 import dataclasses
 from collections.abc import Sequence
 
@@ -18,18 +19,80 @@ from ._sweep import AbstractSweep, solve_by_sweeps
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class ChainProblem:
-    """A chain, and who is to solve it, how far at a time; whether to measure growth."""
+class AbstractChainProblem(abc.ABC):
+    """A chain whose states an adjoint is to differentiate."""
 
     chain: Chain
     autocast: Autocast
     eps: float
-    solver: AbstractSweep
-    max_steps: int
     window: int
     throw: bool
+
+    @abc.abstractmethod
+    def solve(
+        self,
+        map: AbstractChainMap,
+        guess: Tensor | None,
+        init: Tensor,
+        tensors: Sequence[Tensor],
+    ) -> tuple[Tensor, Report, Tensor]:
+        """The states `(T, B, n)`, what is known of them, and the error estimate."""
+
+    def verified(
+        self, map: AbstractChainMap, init: Tensor, tensors: Sequence[Tensor]
+    ) -> Chain:
+        """The whole chain; `ValueError` if its structure is found to be false."""
+        whole = self.part(map, init, tensors, 0, self.chain.length)
+        if not isinstance(self.chain.structure, Dense):
+            verify(whole)
+        return whole
+
+    def part(
+        self,
+        map: AbstractChainMap,
+        init: Tensor,
+        tensors: Sequence[Tensor],
+        begin: int,
+        end: int,
+    ) -> Chain:
+        """The chain of some times, from `init`."""
+        chain, step = self.chain, map.bound(tensors)
+        return Chain(
+            step,
+            init,
+            list(map.during(tensors, begin, end)[: map.inputs]),
+            end - begin,
+            chain.offset + chain.stride * begin,
+            chain.stride,
+            chain.leaves,
+            True,
+            None if step.formula is None else step.linearised,
+        )
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Found(AbstractChainProblem):
+    """A chain whose states are there: the guess is what a solve returns."""
+
+    def solve(self, map, guess, init, tensors):
+        assert guess is not None
+        self.verified(map, init, tensors)
+        none = torch.zeros_like(init[:, 0], dtype=torch.int64)
+        unknown = torch.full_like(init[:, 0], torch.nan)
+        report = Report(none, none, none, none, unknown, none, unknown, none, none)
+        # An output of an autograd.Function is to have memory of its own.
+        return guess.clone(), report, unknown
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ChainProblem(AbstractChainProblem):
+    """A chain, and who is to solve it, how far at a time; whether to measure growth."""
+
+    solver: AbstractSweep
+    max_steps: int
     growth: bool
     fallback: bool = False
+    patience: int | None = None
 
     def solve(
         self,
@@ -48,20 +111,20 @@ class ChainProblem:
         `RuntimeError` where a sample failed.
         """
         length, error = self.chain.length, ErrorEstimate.zero(init)
-        whole = self._part(map, init, tensors, 0, length)
-        if not isinstance(self.chain.structure, Dense):
-            verify(whole)
+        whole = self.verified(map, init, tensors)
         parts, reports = [], []
         exact = torch.ones_like(init[:, 0], dtype=torch.bool)
         for begin, end in chunks(length, self.window):
-            part = self._part(map, init, tensors, begin, end)
+            part = self.part(map, init, tensors, begin, end)
             start = init.expand(end - begin, *init.shape)
             start = start if guess is None else guess[begin:end]
             if guess is not None or begin:
                 start = torch.where(torch.isfinite(start), start, 0)
             steps = min(self.max_steps, end - begin)
             before = error
-            z, report, error = solve_by_sweeps(self.solver, part, start, error, steps)
+            z, report, error = solve_by_sweeps(
+                self.solver, part, start, error, steps, self.patience
+            )
             if self.fallback:
                 z, report, error = finish(
                     self.solver, part, z, report, before, error, exact
@@ -92,21 +155,6 @@ class ChainProblem:
         if chunk is None and self.window < self.chain.length:
             return self.window
         return chunk
-
-    def _part(self, map, init, tensors, begin, end):
-        """The chain of some times, from `init`."""
-        chain, step = self.chain, map.bound(tensors)
-        return Chain(
-            step,
-            init,
-            list(map.during(tensors, begin, end)[: map.inputs]),
-            end - begin,
-            chain.offset + chain.stride * begin,
-            chain.stride,
-            chain.leaves,
-            True,
-            None if step.formula is None else step.linearised,
-        )
 
     def _fail(self, part, z, report):
         """Raises the sentence of the first sample that failed."""

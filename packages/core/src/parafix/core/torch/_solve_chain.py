@@ -9,7 +9,8 @@ from ._adjoint import AbstractAdjoint, ImplicitAdjoint
 from ._capture import Autocast
 from ._certificate import certify, ErrorEstimate, Report, worst
 from ._chain import Chain, check_states, differentiable, Leaf, States
-from ._chain_adjoint import ChainAdjoint, ChainProblem
+from ._chain_adjoint import ChainAdjoint
+from ._chain_problem import ChainProblem
 from ._check import checked_count, checked_tolerance
 from ._growth import lyapunov_exponent
 from ._measure import at, first
@@ -35,6 +36,7 @@ def solve_chain(
     throw: bool = True,
     growth: bool = True,
     fallback: str | None = None,
+    patience: int | None = None,
 ) -> Solution[States]:
     """Solve a batch of chains for all their states at once.
 
@@ -63,6 +65,12 @@ def solve_chain(
     - `fallback`: what to do with samples on which sweeps fail. `"sequential"`: go on
         from the prefix, one step after the other, so that the solve ends well; from the
         beginning if the chain amplifies rounding. `None`: nothing.
+    - `patience`: with `fallback`, after this many sweeps (in each window), twice as
+        many, four times as many, ..., look whether further ones will pay, and go on
+        sequentially with the samples for which not: if at the present pace most of the
+        way is still before them, and errors do not shrink along the prefix, by its
+        largest Lyapunov exponent. From four times as many on the pace alone decides.
+        `None`: never.
 
     **Returns:**
 
@@ -93,10 +101,16 @@ def solve_chain(
         )
     if fallback not in (None, "sequential"):
         raise ValueError(f'`fallback` must be None or "sequential", got {fallback!r}.')
+    patience = checked_count("patience", patience)
+    if patience is not None and fallback is None:
+        raise ValueError(
+            '`patience` says when sweeps are given up for `fallback="sequential"`, '
+            "which was not asked for."
+        )
     max_steps = checked_count("max_steps", max_steps)
     window = checked_count("window", window)
     autocast = Autocast.now(init.device)
-    wide = _widened(problem, autocast)
+    wide = widened(problem, autocast)
     solver = as_sweep(solver, rtol, atol, wide.eps**0.75)
     adjoint = as_adjoint(adjoint)
     if length == 0 or init.numel() == 0:
@@ -111,12 +125,13 @@ def solve_chain(
             wide,
             autocast,
             eps,
-            solver,
-            length if max_steps is None else max_steps,
             length if window is None else min(window, length),
             throw,
+            solver,
+            length if max_steps is None else max_steps,
             growth,
             fallback is not None,
+            patience,
         )
         z, report, error = adjoint.apply(task, guess)
     return _solution(problem, z.to(init.dtype), report, error, growth)
@@ -167,7 +182,7 @@ def assess(
     """
     if z.numel() == 0:
         return _empty_solution(problem, growth)
-    wide = _widened(problem, Autocast.now(z.device))
+    wide = widened(problem, Autocast.now(z.device))
     rtol = checked_tolerance("rtol", rtol, wide.eps**0.75)
     atol = checked_tolerance("atol", atol, wide.eps**0.75)
     with differentiable(wide) as wide, torch.no_grad():
@@ -205,7 +220,7 @@ def assess(
     return _solution(problem, z, report, error, growth)
 
 
-def _widened(problem, autocast):
+def widened(problem: Chain, autocast: Autocast) -> Chain:
     """The chain on states of at least single precision, and what rounds its steps."""
     dtype = problem.init.dtype
     leaves = problem.leaves or (Leaf("", problem.size, torch.finfo(dtype).eps),)

@@ -18,6 +18,7 @@ from ._certificate import (
 from ._chain import Chain, Matrices, States
 from ._check import checked_count, checked_tolerance
 from ._measure import at, max_abs, ratio, tolerance
+from ._patience import Watch, watched
 from ._result import RESULTS
 from ._scan import AbstractScan
 from ._update import advance, SweepState
@@ -119,8 +120,11 @@ def solve_by_sweeps(
     z: Tensor,
     error: ErrorEstimate,
     max_steps: int,
+    patience: int | None = None,
 ) -> tuple[Tensor, Report, ErrorEstimate]:
     """Sweeps from `z` until every sample has converged, or failed for good.
+
+    With `patience` also until no further sweep will pay for the others.
 
     Plain numerics, outside of autograd. `error` is that of what precedes the chain.
     The states come back in memory of their own, NaN where the true ones are not finite.
@@ -131,7 +135,7 @@ def solve_by_sweeps(
     memory = None if solver.damping is None else solver.damping.init(problem.init)
     certificate = Certificate.start(problem, error)
     state = SweepState(none, ~everyone, none, none, certificate, memory)
-    z, state = run.sweeps(z, state, everyone, None)
+    z, state = run.sweeps(z, state, everyone, None, patience)
     certified = run.certified if solver.newton else run.refined
     z, state, certificates = certified(z, state)
     certificate, length = state.certificate, problem.length
@@ -200,15 +204,29 @@ class _Run:
     def unstable(self, certificate):
         return ~(certificate.error.value <= unstable_above(self.problem))
 
-    def sweeps(self, z, state, active, factor):
+    def sweeps(self, z, state, active, factor, patience=None):
         """Sweeps until no sample is active, with tolerances times `factor`."""
+        watch, count = Watch.start(state.prefix), 0
         while True:
+            count += 1
             new_z, new = self.sweep(z, state, factor)
             everyone = self.watched and bool(active.all())
             z = new_z if everyone else torch.where(active[:, None], new_z, z)
             state = new if everyone else where(active, new, state)
             going = ~self.converged(state) & ~state.nonfinite
             active = active & going & (state.num_steps < self.budget)
+            if patience is not None:
+                watch = watched(
+                    self.solver,
+                    self.problem,
+                    z,
+                    watch,
+                    state.prefix,
+                    active,
+                    count,
+                    patience,
+                )
+                active = active & ~watch.hopeless
             if not bool(active.any()):
                 return z, state
 

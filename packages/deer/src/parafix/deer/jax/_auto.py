@@ -9,11 +9,25 @@ _LARGEST_SIZE = 32
 _SHORTEST_LENGTH = 256
 
 
+# After how many sweeps "auto" looks for the first time whether they will pay.
+PATIENCE = 10
+# On a CPU, of a loop whose gradient is a scan over Jacobians.
+_SHORTEST_GRADIENT = 256
+_LARGEST_GRADIENT = 8
+_MOST_DIAGONAL_GRADIENT = 32
+
+
 class Choice(NamedTuple):
-    """What `solver="auto"` takes, and the reason in a sentence."""
+    """What `solver="auto"` takes, and the reason in a sentence.
+
+    - `solver`: `"deer"` or `"sequential"`.
+    - `adjoint`: of a loop, `"implicit"` where its gradient is one scan over the
+        Jacobians at its states, and `None` where it is that of the loop itself.
+    """
 
     solver: str
     reason: str
+    adjoint: str | None = None
 
 
 def choose(
@@ -36,11 +50,7 @@ def choose(
     if size == 0:
         return Choice("sequential", "the carry has no float leaf to iterate on")
     if platform == "cpu":
-        return Choice(
-            "sequential",
-            "on a CPU the compiled loop does a fraction of the arithmetic of the "
-            "sweeps, and forward it is the faster one",
-        )
+        return _choose_on_cpu(length, size, structure or Dense())
     if length < _SHORTEST_LENGTH:
         return Choice(
             "sequential", f"{length} steps are too few (fewer than {_SHORTEST_LENGTH})"
@@ -55,4 +65,32 @@ def choose(
         )
     return Choice(
         "deer", f"{length} dependent steps of {size} numbers leave a {platform} idle"
+    )
+
+
+def _choose_on_cpu(length, size, structure):
+    loop = (
+        "on a CPU the compiled loop does a fraction of the arithmetic of the sweeps, "
+        "and forward it is the faster one"
+    )
+    if length < _SHORTEST_GRADIENT:
+        return Choice(
+            "sequential",
+            f"{loop}; {length} steps are too few for another gradient (fewer than "
+            f"{_SHORTEST_GRADIENT})",
+        )
+    shape = structure.shape(size)
+    entries, most = size, _MOST_DIAGONAL_GRADIENT
+    if len(shape) > 1:
+        entries, most = shape[-1], _LARGEST_GRADIENT
+    if entries > most:
+        return Choice(
+            "sequential",
+            f"{loop}, and backward too where Jacobians have {entries} rows that are "
+            f"no more than {most}",
+        )
+    return Choice(
+        "sequential",
+        f"{loop}; its gradient is one scan over Jacobians of {size} numbers",
+        "implicit",
     )

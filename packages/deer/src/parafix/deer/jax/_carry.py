@@ -122,6 +122,8 @@ class Body(eqx.Module):
     # For each leaf of y: the carry leaf that it is, or None.
     aliases: tuple[int | None, ...] = eqx.field(static=True)
     y_treedef: Any = eqx.field(static=True)
+    # Whether it does more than compute: prints, or talks to other samples.
+    effects: bool = eqx.field(static=True, default=False)
 
     def check_drivers(self, layout: Layout) -> None:
         """Raises `TypeError` if a leaf that is no float depends on one that is."""
@@ -151,7 +153,7 @@ def inspect(f: Callable, layout: Layout, carry: PyTree, x: PyTree) -> Body:
         new_carry.get(id(var)) if _is_variable(var) else None
         for var in jaxpr.outvars[count:]
     )
-    return Body(tuple(tainted), aliases, jax.tree.structure(y))
+    return Body(tuple(tainted), aliases, jax.tree.structure(y), bool(closed.effects))
 
 
 def _is_variable(var):

@@ -9,7 +9,7 @@ import parafix.core.jax
 from parafix.core.jax import AbstractStructure
 
 from ._carry import Layout
-from ._run import as_chain, Job
+from ._job import as_chain, Job
 from ._scan import check_lengths, checked_structure
 from ._segments import Segments
 
@@ -69,5 +69,5 @@ def check_structure(
     )
     xs = jax.tree.map(jnp.asarray, xs)
     job.inspect(carry, xs).check_drivers(layout)
-    problem, _, _ = as_chain(job, carry, xs, Segments())
+    problem, _ = as_chain(job, carry, xs, Segments())
     parafix.core.jax.check_structure(problem)

@@ -13,15 +13,17 @@ from parafix.core.jax import (
     AbstractStructure,
     AbstractSweep,
     as_sweep,
+    ChainAdjoint,
     checked_count,
     Sequential,
     Solution,
     structure_of,
 )
 
-from ._auto import choose
+from ._auto import choose, PATIENCE
 from ._carry import Layout
-from ._run import hashable, Job, run, sweeps_serve
+from ._job import hashable, Job, sweeps_serve
+from ._run import run, run_loop
 from ._segments import checked_segments
 
 
@@ -50,6 +52,8 @@ def scan(
     resets: ArrayLike | None = None,
     lengths: ArrayLike | None = None,
     fallback: str | None = None,
+    patience: int | None = None,
+    adjoint: str | ChainAdjoint | None = None,
 ) -> Any:
     """A drop-in for `jax.lax.scan` that can treat all times at once.
 
@@ -111,6 +115,18 @@ def scan(
         other; from the beginning if the chain amplifies rounding. That is a success,
         and `stats["sequential_from"]` says where it began, in the order of running (`T`
         if it was not needed). `None` leaves it at that. `"auto"` always has it.
+    - `patience`: with `fallback`, look after so many sweeps, twice as many, four times
+        as many, ..., whether further ones will pay, and go on sequentially if not:
+        where errors do not shrink along the prefix, by its largest Lyapunov exponent,
+        and most of the way is still to go. From four times as many on the pace alone
+        decides. `None` never looks. `"auto"` has 10.
+    - `adjoint`: what is differentiated. `"implicit"`, or a
+        [`parafix.core.jax.ChainAdjoint`][]: the chain at its states, by one affine scan
+        over its Jacobians, to every order. Sweeps always have it. With a sequential
+        solve the loop runs as it is, and only its derivatives are those of the chain,
+        where `f` allows for it (no driver depends on floats, `f` has a tangent and no
+        effects). `None` is the loop's own derivative there; with `"auto"` what pays
+        ([`parafix.deer.jax.choose`][] says when).
 
     **Returns:**
 
@@ -135,18 +151,30 @@ def scan(
     max_steps = checked_count("max_steps", max_steps)
     window = checked_count("window", window)
     automatic = isinstance(solver, str) and solver == "auto"
-    if automatic and jax.default_backend() == "cpu":
+    on_cpu = automatic and jax.default_backend() == "cpu"
+    if on_cpu:
         solver, automatic = "sequential", False
     # A wrong name or a doubled tolerance is an error wherever the solve would run.
     chosen = as_sweep("deer" if automatic else solver, rtol, atol)
     if fallback not in (None, "sequential"):
         raise ValueError(f'`fallback` must be None or "sequential", got {fallback!r}.')
+    patience = checked_count("patience", patience)
+    if patience is not None and fallback is None and not (automatic or on_cpu):
+        raise ValueError(
+            '`patience` says when sweeps are given up for `fallback="sequential"`, '
+            "which was not asked for."
+        )
+    if adjoint not in (None, "implicit") and not isinstance(adjoint, ChainAdjoint):
+        raise TypeError(
+            f'`adjoint` must be None, "implicit" or a `ChainAdjoint`, got {adjoint!r}.'
+        )
     ladder, guess = _rung(guess)
     plain = guess is None and not return_solution
     plain = plain and resets is None and lengths is None
     structure = structure_of(f) if structure is None else checked_structure(structure)
     function = hashable(f)
-    if isinstance(chosen, Sequential) and plain and function is f:
+    plain = plain and isinstance(chosen, Sequential) and function is f
+    if plain and adjoint is None and not on_cpu:
         return lax.scan(f, init, xs, length, reverse, unroll)
 
     # `lax.scan` itself says what is wrong with `f`, `init`, `xs` and `length`.
@@ -154,11 +182,15 @@ def scan(
         lambda init, xs: lax.scan(function, init, xs, length, reverse), init, xs
     )
     layout = Layout.of(carry_struct)
-    init, xs = layout.cast(init), jax.tree.map(jnp.asarray, xs)
     leaves = jax.tree.leaves(xs)
-    steps = leaves[0].shape[0] if leaves else operator.index(cast(int, length))
+    steps = jnp.shape(leaves[0])[0] if leaves else operator.index(cast(int, length))
     if steps < 0:
         raise ValueError(f"`length` must be non-negative, got {steps}.")
+    if on_cpu and adjoint is None:
+        adjoint = choose(steps, layout.size, "cpu", structure).adjoint
+        if plain and adjoint is None:
+            return lax.scan(f, init, xs, length, reverse, unroll)
+    init, xs = layout.cast(init), jax.tree.map(jnp.asarray, xs)
     if guess is not None:
         guess = _checked_guess(guess, layout, steps)
     segments = checked_segments(resets, lengths, steps)
@@ -178,12 +210,16 @@ def scan(
         structure,
         fallback,
         ladder,
+        adjoint,
+        patience,
     )
     if automatic:
         platform = jax.default_backend()
         choice = choose(steps, layout.size, platform, structure).solver
         if choice != "sequential" and sweeps_serve(job, init, xs):
-            safe = dataclasses.replace(job, fallback="sequential")
+            safe = dataclasses.replace(
+                job, fallback="sequential", patience=patience or PATIENCE
+            )
             # What this is compiled for is known for sure only when it is lowered.
             return lax.platform_dependent(
                 init,
@@ -194,7 +230,9 @@ def scan(
                 default=ft.partial(run, safe, choice),
             )
         solver = "sequential"
-    return run(job, solver, init, xs, guess, segments)
+    # What is not differentiated is to be the program of `lax.scan`.
+    runs = run_loop if plain else run
+    return runs(job, solver, init, xs, guess, segments)
 
 
 def checked_structure(structure: Any) -> AbstractStructure:

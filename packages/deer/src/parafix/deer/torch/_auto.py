@@ -7,6 +7,8 @@ from parafix.core.torch import AbstractStructure, Dense
 _LARGEST_SIZE = 32
 # Below this, a sequential loop is over before the sweeps have been launched.
 _SHORTEST_LENGTH = 256
+# After how many sweeps "auto" looks for the first time whether they will pay.
+PATIENCE = 10
 # On a CPU sweeps save the calls of the loop and pay with arithmetic.
 _SHORTEST_ON_CPU = 1000
 _MOST_ENTRIES_ON_CPU = 8

@@ -7,7 +7,7 @@ import parafix.core.torch
 from parafix.core.torch import AbstractStructure
 
 from ._carry import Layout
-from ._run import Job
+from ._job import Job
 from ._scan import checked_length, checked_structure
 
 

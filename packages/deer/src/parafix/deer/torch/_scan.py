@@ -10,15 +10,18 @@ from parafix.core.torch import (
     AbstractStructure,
     AbstractSweep,
     as_sweep,
+    ChainAdjoint,
     checked_count,
     Sequential,
     Solution,
     structure_of,
 )
 
-from ._auto import choose
+from ._auto import choose, PATIENCE
 from ._carry import Layout, Struct
-from ._run import flip, Job, run_in_parallel, run_sequentially, sweeps_serve
+from ._job import flip, Job, sweeps_serve
+from ._loop import run_sequentially
+from ._run import run_in_parallel
 from ._segments import checked_segments, Looped, poisoned, solve_segments
 
 
@@ -46,6 +49,8 @@ def scan(
     resets: Any = None,
     lengths: Any = None,
     fallback: str | None = None,
+    patience: int | None = None,
+    adjoint: str | ChainAdjoint | None = None,
 ) -> Any:
     """A loop over time that can treat all times at once.
 
@@ -119,6 +124,19 @@ def scan(
         other; from the beginning if the chain amplifies rounding. That is a success,
         and `stats["sequential_from"]` says where it began, in the order of running (`T`
         if it was not needed). `None` leaves it at that. `"auto"` always has it.
+    - `patience`: with `fallback`, look after so many sweeps, twice as many, four times
+        as many, ..., whether further ones will pay, and go on sequentially if not:
+        where errors do not shrink along the prefix, by its largest Lyapunov exponent,
+        and most of the way is still to go. From four times as many on the pace alone
+        decides. `None` never looks. `"auto"` has 10.
+    - `adjoint`: what is differentiated. `"implicit"`, or a
+        [`parafix.core.torch.ChainAdjoint`][]: the chain at its states, by one affine
+        scan over its Jacobians, to every order. Sweeps always have it. With a
+        sequential solve the loop then records nothing, and outputs that are no carries
+        are computed once more, at all times at once; `None` is the loop's own
+        derivative there, which is also taken where `f` does not allow for another (a
+        driver depends on floats, `vmap` or pulls do not take it) and with `resets` or
+        `lengths`.
 
     **Returns:**
 
@@ -151,6 +169,16 @@ def scan(
     structure.shape(layout.size)  # An error if there cannot be such blocks.
     if fallback not in (None, "sequential"):
         raise ValueError(f'`fallback` must be None or "sequential", got {fallback!r}.')
+    patience = checked_count("patience", patience)
+    if patience is not None and fallback is None and not automatic:
+        raise ValueError(
+            '`patience` says when sweeps are given up for `fallback="sequential"`, '
+            "which was not asked for."
+        )
+    if adjoint not in (None, "implicit") and not isinstance(adjoint, ChainAdjoint):
+        raise TypeError(
+            f'`adjoint` must be None, "implicit" or a `ChainAdjoint`, got {adjoint!r}.'
+        )
     guess = _checked_guess(guess, layout, steps)
     segments = checked_segments(resets, lengths, steps, layout)
     xs = segments.filled(xs)
@@ -171,11 +199,12 @@ def scan(
         name = choose(steps, size, layout.device.type, samples, structure).solver
         if name != "sequential" and sweeps_serve(job):
             chosen, solver = as_sweep(name, rtol, atol), name
-            fallback = "sequential"
+            fallback, patience = "sequential", patience or PATIENCE
     if isinstance(chosen, Sequential) or steps * layout.size * layout.samples == 0:
         if isinstance(solver, Sequential):
             rtol, atol = solver.rtol, solver.atol
-        return run_sequentially(job, rtol, atol, return_solution)
+        derivative = adjoint if segments.trivial else None
+        return run_sequentially(job, rtol, atol, return_solution, derivative)
 
     def solve(segments, guess):
         return run_in_parallel(
@@ -187,6 +216,8 @@ def scan(
             throw,
             return_solution,
             fallback,
+            patience,
+            adjoint or "implicit",
         )
 
     out, solution, dead = solve_segments(segments, solve, guess)
