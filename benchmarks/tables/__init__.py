@@ -8,7 +8,7 @@ from ..table import Table
 # Name -> what `--list` says. The module of a table holds it as `TABLE`.
 SUMMARIES = {
     "deer-scan": "parafix.deer.jax.scan beside lax.scan and a textbook DEER",
-    "memory": "temporary memory of value-and-gradient, with and without windows",
+    "memory": "temporary memory by windows, layers and chunks, beside lax.scan",
     "rootfinding": "parafix.core.jax.fixed_point beside jaxopt and Optimistix",
     "torch-rootfinding": "parafix.core.torch.fixed_point beside torchdeq",
     "adjoint-memory": "temporary memory of gradients through a fixed point",
