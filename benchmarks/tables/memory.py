@@ -1,4 +1,4 @@
-"""Temporary memory of value-and-gradient, and of a forward pass."""
+"""Temporary memory of value-and-gradient and of a forward pass."""
 
 import dataclasses
 import functools
@@ -134,7 +134,7 @@ def cases(quick: bool) -> Iterator[Case]:
     solvers = (CHUNKS, WHOLE, unchunked(length), SEQUENTIAL)
     yield Case(
         FORWARD,
-        LAYERS_NAME.format(length, 1),
+        f"T={length} n=32",
         contestants(problem, FORWARD, solvers),
         [Comparison(CHUNKS.name, other.name) for other in solvers[1:]],
         lambda problem=problem: problem.forward_reference,
@@ -143,7 +143,7 @@ def cases(quick: bool) -> Iterator[Case]:
 
 
 TABLE = Table(
-    "Temporary memory of value-and-gradient",
+    "Temporary memory of value-and-gradient and of a forward pass",
     "The GRU of deer-scan, one sequence without vmap; in the cases of several layers, "
     "each over all states of the one before, in one program. The memory is the peak "
     "that the compiled program needs beside its arguments and results, as XLA states "
