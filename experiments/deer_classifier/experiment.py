@@ -36,7 +36,8 @@ def run(config: Config, advance: Advance) -> Iterator[dict[str, Any]]:
 
 def _train(config, seed, training: Recordings, test: Recordings, advance):
     model = Classifier(config.hidden, key=jax.random.key(seed))
-    optimiser = optax.adam(config.rate)
+    clip = optax.clip_by_global_norm(config.clip)
+    optimiser = optax.chain(clip, optax.adam(config.rate))
     count = len(training.labels)
     shape = (count, config.length, config.hidden)
     order = np.random.default_rng(seed)
