@@ -1,4 +1,5 @@
 import dataclasses
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -46,7 +47,8 @@ def attach(
     if z.size == 0:
         return z
     inputs = (None, None, z, None, {"problem": closed_chain(problem)})
-    return adjoint.apply(_given, None, inputs, frozenset())[0]
+    rewrite: Any = None
+    return adjoint.apply(_given, rewrite, inputs, frozenset())[0]
 
 
 def _given(inputs):
