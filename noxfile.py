@@ -359,6 +359,21 @@ def bench(session):
 
 
 @nox.session
+def experiments(session):
+    """The experiments, tiny, and their tests; `-- deer_speed --full` runs one."""
+    install(session, "-r", "experiments/requirements.txt", "pytest")
+    # Recordings are read from it as a file; what it needs to run is not needed.
+    install(session, "--no-deps", "seglearn")
+    if session.posargs:
+        name, *arguments = session.posargs
+        session.run("python", "-m", f"experiments.{name}", *arguments)
+        return
+    out = ["--out", str(scratch(session) / "results")]
+    session.run("python", "-m", "experiments", "--tiny", *out, env=ON_CPU)
+    session.run("pytest", "experiments/tests", env=ON_CPU)
+
+
+@nox.session
 def lint(session):
     """Style, formatting, and which package may import which."""
     install(session, "ruff", "import-linter", *editable(PACKAGES))
@@ -506,7 +521,7 @@ def check_alone(session, package, wheels):
 
 @nox.session
 def third_party(session):
-    """An outside plugin: its wheel beside ours, found, tested, and used by name."""
+    """An outside plugin, its wheel beside ours, and the scripts of `examples/`."""
     install(session, "build", "hatchling", "virtualenv")
     dist = scratch(session) / "dist"
     shutil.rmtree(dist, ignore_errors=True)
@@ -545,7 +560,8 @@ def third_party(session):
     # One that is broken or registered twice would make the exit code 1.
     fresh.run("parafix", "doctor", env=ON_CPU)
     fresh.run("pytest", str(folder), env=ON_CPU)
-    for script in (folder / "use.py", folder.parent / "sweep.py"):
+    # And the scripts of `examples/`, which need nothing else.
+    for script in (folder / "use.py", *sorted(folder.parent.glob("*.py"))):
         fresh.run("python", "-W", "error", str(script), env=ON_CPU)
     shutil.rmtree(fresh.folder)
 

@@ -22,6 +22,8 @@ _VERSIONS = (
     "jax-triton",
     "triton",
     "accelerated-scan",
+    "optax",
+    "seglearn",
     "numpy",
 )
 

@@ -56,6 +56,7 @@ class Problem:
     length: int
     size: int
     seed: int = 0
+    inputs: int = INPUTS
 
     @functools.cached_property
     def arguments(self) -> tuple[Weights, np.ndarray, np.ndarray]:
@@ -63,7 +64,7 @@ class Problem:
         draw = np.random.default_rng(self.seed)
         bound = self.size**-0.5
         shapes = Weights(
-            (3 * self.size, INPUTS),
+            (3 * self.size, self.inputs),
             (3 * self.size, self.size),
             (3 * self.size,),
             (3 * self.size,),
@@ -72,7 +73,8 @@ class Problem:
             *(draw.uniform(-bound, bound, shape).astype(np.float32) for shape in shapes)
         )
         batch = () if self.batch is None else (self.batch,)
-        xs = draw.standard_normal((*batch, self.length, INPUTS)).astype(np.float32)
+        xs = draw.standard_normal((*batch, self.length, self.inputs))
+        xs = xs.astype(np.float32)
         return weights, np.zeros((*batch, self.size), np.float32), xs
 
     def batched(self, function: Callable[..., Any]) -> Callable[..., Any]:

@@ -14,7 +14,13 @@ import parafix.deer.torch as deer_torch
 
 LENGTH, SAMPLES, SIZE, INPUTS = 40, 3, 4, 2
 TOLERANCES = {"float32": 1e-5, "float64": 1e-10}
-COUNTS = ("num_steps", "num_evals", "num_linear", "converged_prefix")
+COUNTS = (
+    "num_steps",
+    "num_evals",
+    "num_linear",
+    "converged_prefix",
+    "sequential_from",
+)
 STATS = {*COUNTS, "residual", "error_estimate", "lyapunov_exponent"}
 
 

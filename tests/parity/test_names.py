@@ -49,6 +49,9 @@ ONLY_TORCH = {
 CELLS = ("DiagonalGRUCell", "DiagonalLSTMCell", "LEMCell", "MultiHeadGRUCell")
 ONLY_JAX_PARAMETERS = {
     **{(cell, "key"): "PyTorch has a generator of its own" for cell in CELLS},
+    ("Chain", "origin"): "in PyTorch the step of `scan` does what resets ask for",
+    ("Chain", "resets"): "the same",
+    ("affine_scan", "resets"): "the same",
     ("SequentialScan", "unroll"): "a loop in Python has nothing to unroll",
     ("scan", "unroll"): "the same",
     ("Choice", "adjoint"): "on a CPU a loop in Python is slower than sweeps that pay",
@@ -59,6 +62,7 @@ ONLY_TORCH_PARAMETERS = {
     ("Chain", "linearised"): "JAX linearises every step by itself",
     ("UnrolledAdjoint", "checkpoint"): "JAX always does: steps are of a bounded loop",
     ("solve_chain", "growth"): "JAX drops what nobody looks at",
+    ("assess", "growth"): "the same",
     ("choose", "samples"): "a batch is invisible under jax.vmap",
 }
 OTHER_DEFAULT = {

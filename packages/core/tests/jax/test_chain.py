@@ -129,7 +129,39 @@ class TestValues:
         solution = solve_chain(problem, solver=SWEEPS["newton"])
         assert_close(solution.value, dense_affine_scan(a, b, jnp.ones(2)))
         assert solution.stats["num_steps"] <= 2
-        assert solution.stats["num_linear"] == (solution.stats["num_steps"] + 1) * 2
+        # Two tangents in every sweep, in the certificate, and for the growth of errors.
+        assert solution.stats["num_linear"] == (solution.stats["num_steps"] + 2) * 2
+
+    @pytest.mark.parametrize("name", ["jacobi", "newton", "sequential"])
+    def test_what_was_done_is_counted(self, name):
+        counts = {"evals": 0, "tangents": 0}
+
+        def note(kind, x):
+            def count(_):
+                counts[kind] += 1
+
+            jax.debug.callback(count, x)
+
+        @jax.custom_jvp
+        def counted(z):
+            note("evals", z[0])
+            return z
+
+        @counted.defjvp
+        def _(primals, tangents):
+            note("tangents", tangents[0][0])
+            return counted(*primals), tangents[0]
+
+        weights, init, xs = tanh_problem()
+        step = lambda z, x: jnp.tanh(weights @ counted(z) + x)
+        solver = SWEEPS.get(name, name)
+        stats = solve_chain(Chain(step, init, xs, LENGTH), solver=solver).stats
+        jax.effects_barrier()
+        # A single step says which entry messages are about; the loop takes others.
+        single = 1 + LENGTH * (name == "sequential")
+        assert stats["num_evals"] * LENGTH + single == counts["evals"]
+        # One product is one call, whatever the length.
+        assert stats["num_linear"] == counts["tangents"] > 0
 
     def test_jacobi_needs_as_many_sweeps_as_the_chain_remembers(self):
         # Only three of the inputs matter for a state, whatever the length.

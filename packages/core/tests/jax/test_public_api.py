@@ -43,6 +43,7 @@ def test_names():
         "check_structure",
         "checked_count",
         "checked_tolerance",
+        "compose",
         "default_tolerance",
         "fixed_point",
         "jacobian",

@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch.autograd import forward_ad
 from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, vjp, vmap
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from parafix.core.testing.torch import assert_close, assert_identical, CallCounter
 from parafix.core.torch import (
@@ -87,6 +88,19 @@ def spelt_out(w, b):
     for _ in range(100):
         z = cell(z, (w, b))
     return z
+
+
+class _Calls(TorchDispatchMode):
+    """Counts the calls of PyTorch's operations under it."""
+
+    def __init__(self):
+        super().__init__()
+        self.number = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        del types
+        self.number += 1
+        return func(*args, **(kwargs or {}))
 
 
 class TestValues:
@@ -185,15 +199,63 @@ class TestValues:
             # The last step only confirms.
             assert_identical(stats["num_linear"], SIZE * (stats["num_steps"] - 1))
 
-    def test_without_gradients(self):
+    @pytest.mark.parametrize(
+        ("make", "most"), [(FixedPoint, 14), (Anderson, 35), (Broyden, 54)]
+    )
+    def test_calls_of_a_step(self, make, most):
+        # Of a tiny `f` every call of PyTorch tells: these are those of steps in which
+        # nothing ends, three of `f` in each among them.
+        w, b = ARGS
+        calls = []
+        for max_steps in (3, 6):
+            with torch.no_grad(), _Calls() as counter:
+                fixed_point(
+                    lambda z: torch.tanh(z @ w + b[:1]),
+                    GUESS[:1],
+                    solver=make(1e-300, 1e-300),
+                    max_steps=max_steps,
+                    throw=False,
+                )
+            calls.append(counter.number)
+        assert 0 < calls[1] - calls[0] <= 3 * most
+
+    @pytest.mark.parametrize("solver", ["anderson", "newton", "newton-krylov"])
+    def test_without_gradients(self, solver):
         weight = ARGS[0].clone().requires_grad_()
+        found = []
         for context in (torch.no_grad(), torch.inference_mode()):
             with context:
-                value = fixed_point(cell, GUESS, (weight, ARGS[1])).value
-            assert not value.requires_grad
-        guess = GUESS.clone()
-        fixed_point(lambda z: z.mul_(0.5), guess, solver="anderson", throw=False)
-        assert_identical(guess, GUESS)
+                # Made there: by the arguments, and by what `fn` closes over.
+                args, one = (weight * 1, ARGS[1] * 1), torch.ones(1, dtype=DOUBLE)
+                fn = lambda z, args, one=one: cell(z * one, args) * one
+                solution = fixed_point(fn, GUESS * 1, args, solver=solver)
+            assert not solution.value.requires_grad
+            found.append((solution.value, solution.result, solution.stats))
+        assert_identical(*found)
+
+    @pytest.mark.parametrize("name", ["fixed-point", "anderson", "newton"])
+    @pytest.mark.parametrize("shape", [(2, SIZE), (2, SIZE, 1)])
+    def test_what_works_in_place(self, name, shape):
+        guess = GUESS.clone().reshape(shape)
+        for context in (torch.no_grad(), torch.enable_grad()):
+            with context:
+                solution = fixed_point(
+                    lambda z: z.mul_(0.5).add_(1), guess, solver=name
+                )
+            assert_close(solution.value, torch.full_like(guess, 2.0), 1e-11)
+            assert (solution.stats["residual"] > 0).any() or name != "fixed-point"
+        assert_identical(guess, GUESS.reshape(shape))
+
+    def test_a_network_that_works_in_place(self):
+        weight = ARGS[0] / 2
+
+        def gradient(relu):
+            variable = weight.clone().requires_grad_()
+            fn = lambda z: relu(z) @ variable + ARGS[1]
+            value = fixed_point(fn, GUESS).value
+            return value.detach(), *torch.autograd.grad(value.sum(), variable)
+
+        assert_identical(gradient(torch.relu_), gradient(torch.relu))
 
 
 class TestDerivatives:
@@ -688,6 +750,8 @@ class TestBatches:
         scales = tensor([[1.0], [1e-6], [1e5]]).repeat(22, 1)[: self.samples]
         cases = [(w, b, slope), (w, hopeless, slope), (w, b * scales, slope * scales)]
         cases += [(w, b[:1], slope[:1]), (w, b[5:6], slope[5:6])]
+        # All end together.
+        cases.append((w, b[:1].repeat(3, 1), slope[:1].repeat(3, 1)))
         guess = vectors(8, self.samples)
         guess[3] = torch.nan
         watched = [self.solve(case, make) for case in cases]

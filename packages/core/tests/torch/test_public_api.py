@@ -48,6 +48,7 @@ def test_names():
         "check_structure",
         "checked_count",
         "checked_tolerance",
+        "compose",
         "default_tolerance",
         "fixed_point",
         "jacobian",

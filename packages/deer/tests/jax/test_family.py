@@ -101,18 +101,45 @@ def test_values_and_sweeps(name, problem, expected):
     assert solution.stats["converged_prefix"] == 200
 
 
-@pytest.mark.parametrize("name", ["quasi", "elk", "quasi-elk"])
+@pytest.mark.parametrize("name", ["quasi-deer", "elk", "quasi-elk"])
 def test_gradients_are_those_of_backpropagation_through_time(name, problem, expected):
-    solver, _, _ = SOLVERS[name]
-
     @jax.jit
     @ft.partial(jax.grad, argnums=(0, 1, 2))
     def gradient(params, init, xs):
-        _, ys = scan(problem.bind(params), init, xs, solver=solver)
+        _, ys = scan(problem.bind(params), init, xs, solver=name)
         return WEIGHTS @ jnp.sin(ys)
 
     actual = gradient(problem.params, problem.init, problem.xs)
-    assert_close(actual, expected[0], 1e-8)
+    assert_close(actual, expected[0], 1e-9)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "quasi-deer",
+        pytest.param("elk", marks=pytest.mark.slow),
+        pytest.param("quasi-elk", marks=pytest.mark.slow),
+    ],
+)
+def test_products_with_the_hessian(name):
+    problem = gru(jax.random.key(2), 20, 2)
+    point = problem.params, problem.init
+    direction = jax.tree.map(lambda x: jnp.cos(2 * x), point)
+
+    def product(scan):
+        def loss(point):
+            params, init = point
+            _, ys = scan(problem.bind(params), init, problem.xs)
+            return WEIGHTS[:20] @ jnp.sin(ys)
+
+        along = jax.jit(lambda point: jax.jvp(jax.grad(loss), (point,), (direction,)))
+        return along(point)
+
+    gradient, second = product(ft.partial(scan, solver=name))
+    expected_gradient, expected = product(lax.scan)
+    assert_close(gradient, expected_gradient, 1e-9)
+    assert_close(second, expected, 1e-9)
+    assert all(np.abs(x).max() > 1e-3 for x in jax.tree.leaves(second))
 
 
 class TestInfiniteRadius:
@@ -213,6 +240,16 @@ class TestTrustRegion:
         actual = gains_by_prefix(a[3:], before, algebra)
         np.testing.assert_allclose(actual, expected, rtol=1e-10, atol=1e-12)
 
+    def test_half_precision(self):
+        a, _, _ = random_matrices("dense")
+        narrow, start = a.astype(jnp.float16), jnp.zeros_like(a[0])
+        expected, _ = TrustRegion(2.0).damp(a, jnp.arange(len(a)), None, start)
+        actual, _ = TrustRegion(2.0).damp(
+            narrow, jnp.arange(len(a)), None, start.astype(jnp.float16)
+        )
+        assert actual.dtype == jnp.float16
+        np.testing.assert_allclose(actual, expected, atol=0.02)
+
     def test_the_ends_of_its_range(self):
         a, _, _ = random_matrices("dense")
         start = jnp.zeros_like(a[0])
@@ -223,6 +260,9 @@ class TestTrustRegion:
         np.testing.assert_allclose(none[1:], 0, atol=1e-14)
         with pytest.raises(ValueError, match="`radius` must be non-negative"):
             ELK(**TOLERANCES, radius=-1.0)
+        for made in (TrustRegion, ft.partial(ELK, 0.1, 0.1)):
+            with pytest.raises(TypeError, match="`radius` must be a single"):
+                made(radius=jnp.ones(3))
 
 
 class TestDamping:
@@ -273,13 +313,14 @@ class TestDamping:
             AdaptiveDamping(factor=2.0)
 
 
-def lorenz(z, _):
+def field(z):
+    """Of Lorenz."""
+    x, y, w = z
+    return jnp.stack([10 * (y - x), x * (28 - w) - y, x * y - 8 / 3 * w])
+
+
+def lorenz(z):
     """A step of the fourth-order Runge-Kutta method, of 0.1 units of time."""
-
-    def field(z):
-        x, y, w = z
-        return jnp.stack([10 * (y - x), x * (28 - w) - y, x * y - 8 / 3 * w])
-
     dt = 0.1
     k1 = field(z)
     k2 = field(z + dt / 2 * k1)
@@ -291,17 +332,20 @@ def lorenz(z, _):
 class TestNeverAFalseSuccess:
     LENGTH = 320
     # The step is an input, too, so that each solver is compiled once.
-    CASES = ("nan", "squaring", "logistic", "heavy", "lorenz", "easy")
+    CASES = ("nan", "squaring", "logistic", "heavy", "gated", "lorenz", "easy")
 
     def step(self, case, z, x):
         time, x = x
+        gated = gru(jax.random.key(0), 1, 3, 3)
+        gated = gated.bind(jax.tree.map(lambda w: 100 * w, gated.params))
         heavy = 100 * jnp.array([[1.0, -2.0, 0.5], [1.5, 1.0, -1.0], [-0.5, 2.0, 1.0]])
         steps = [
             lambda z: jnp.tanh(0.5 * z + x) + jnp.where(time == 7, jnp.nan, 0),
             lambda z: z * z,
             lambda z: 3.9 * z * (1 - z),
             lambda z: jnp.tanh(heavy @ z + 100 * x),
-            lambda z: lorenz(z, x),
+            lambda z: gated(z, x)[0],
+            lambda z: lorenz(z),
             lambda z: jnp.tanh(0.5 * z + x),
         ]
         z = lax.switch(case, steps, z)
@@ -349,6 +393,38 @@ class TestNeverAFalseSuccess:
                 assert solution.result == RESULTS.ill_conditioned, what
                 assert solution.stats["lyapunov_exponent"] > 0, what
                 assert "amplifies errors by about" in solution.message()
+
+    # Nothing ties it to a trajectory that is known, so it takes some 2000 sweeps.
+    @pytest.mark.parametrize(
+        "name",
+        [
+            pytest.param(n, marks=[pytest.mark.slow] * (n != "quasi-deer"))
+            for n in NAMES
+        ],
+    )
+    def test_on_twenty_units_of_time_by_the_method_of_euler(self, name):
+        def f(z, _):
+            z = z + 0.01 * field(z)
+            return z, z
+
+        @jax.jit
+        def both(init):
+            (_, ys), solution = scan(
+                f,
+                init,
+                length=2000,
+                solver=name,
+                throw=False,
+                return_solution=True,
+            )
+            return ys, solution, lax.scan(f, init, length=2000)[1]
+
+        ys, solution, expected = both(jnp.ones(3))
+        assert solution.result == RESULTS.ill_conditioned
+        assert solution.stats["error_estimate"] > 1e-8
+        prefix = int(solution.stats["converged_prefix"])
+        assert 100 < prefix < 2000
+        assert_close(ys[:prefix], expected[:prefix], 1e-10)
 
 
 class TestLyapunovExponent:

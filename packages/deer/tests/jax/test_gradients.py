@@ -73,6 +73,12 @@ class TestReverseMode:
         parts = gradients(scan, problem, solver="jacobi", window=16)
         assert_close(parts, whole, 1e-10)
 
+    def test_of_large_states_after_an_approximate_forward(self):
+        # 66 entries: no Jacobian is formed for the gradient.
+        problem = lstm(jax.random.key(1), 12, 33)
+        actual = gradients(scan, problem, solver="quasi-deer")
+        assert_close(actual, gradients(lax.scan, problem), 1e-9)
+
     def test_agrees_with_differences(self):
         problem = lstm(jax.random.key(3), 10)
         loss = jax.jit(loss_over(ft.partial(scan, solver="deer"), problem))

@@ -116,12 +116,39 @@ def test_what_cannot_be():
         )
 
 
-def test_what_is_no_structure():
+@pytest.fixture
+def unchecked():
+    # What is wrong is to be found by the library itself.
     jaxtyping.config.update("jaxtyping_disable", True)
-    f = ft.partial(scan, lambda h, x: (h, h), jnp.zeros(6), length=3, solver="deer")
-    with pytest.raises(TypeError, match=r"such as `Diagonal\(\)`"):
-        f(structure="diagonal")
+    yield
     jaxtyping.config.update("jaxtyping_disable", False)
+
+
+@pytest.mark.parametrize("structure", ["diagonal", Diagonal])
+def test_what_is_no_structure(structure, unchecked):
+    f, init = lambda h, x: (jnp.roll(h, 1), h), jnp.ones(6)
+    calls = (
+        lambda: scan(f, init, length=3, structure=structure, solver="deer"),
+        lambda: check_structure(f, structure, init, None),
+        lambda: Structured(f, structure),
+    )
+    for call in calls:
+        with pytest.raises(TypeError, match=r"such as `Diagonal\(\)`"):
+            call()
+
+
+def test_inputs_of_a_check():
+    f, init = lambda h, x: (h, h), jnp.ones(6)
+    check_structure(f, Diagonal(), init, None)
+    for xs, words in (
+        (jnp.array(1.0), "`xs` is a scalar"),
+        ((jnp.ones(3), jnp.ones(4)), "one length"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            check_structure(f, Diagonal(), init, xs)
+    f = lambda carry, x: ((carry[0], carry[1] + (carry[0] > 0).sum()), x)
+    with pytest.raises(TypeError, match=r"`carry\[1\]`.* depends on `carry\[0\]`"):
+        check_structure(f, Diagonal(), (init, jnp.array(0)), None)
 
 
 def elementwise(weights, h, x):
@@ -171,6 +198,30 @@ class TestCustom:
         _, solution = scan(f, jnp.zeros(3), xs, solver="deer", return_solution=True)
         assert solution.stats["num_linear"] == 0
         check_structure(f, f.structure, jnp.zeros(3), xs)
+
+    @pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
+    def test_a_derivative_that_is_lost_in_rounding(self, dtype):
+        # Far out `1 - tanh^2` is zero, or an `eps`, and this formula is right.
+        diagonal = lambda h, x: 2 / jnp.cosh(2 * h + x) ** 2
+
+        def f(h, x):
+            h = jnp.tanh(2 * h + x)
+            return h, h
+
+        init, xs = jnp.zeros(1, dtype), jnp.sin(jnp.arange(8, dtype=dtype))
+        structure, xs = Custom(diagonal, Diagonal()), xs[:, None]
+        check_structure(f, structure, init, xs)
+        actual = scan(f, init, xs, solver="deer", structure=structure)
+        assert_close(actual, lax.scan(f, init, xs), 10 * jnp.finfo(dtype).eps)
+
+    def test_half_precision(self):
+        step = Structured(lambda z, x: jnp.tanh(z / 2 + x), Diagonal())
+        init, xs = jnp.zeros(3, jnp.float16), jnp.ones((8, 3), jnp.float16)
+        problem = Chain(step, init, xs, 8)
+        parafix.core.jax.check_structure(problem)
+        value = solve_chain(problem, solver="jacobi").value
+        _, expected = lax.scan(lambda z, x: (step(z, x),) * 2, init, xs)
+        assert_close(value, expected, 6e-3)
 
     def test_a_function_that_is_wrong(self):
         f = ft.partial(elementwise, jnp.array([0.5, -0.8, 0.3]))
@@ -257,7 +308,7 @@ def test_a_chain_of_a_structured_step(solver):
     solution = solve_chain(problem, solver=solver)
     _, expected = lax.scan(lambda z, x: (step(z, x),) * 2, problem.init, problem.xs)
     assert_close(solution.value, expected, 1e-11)
-    # Two tangents in every sweep and in every certificate.
+    # Two tangents in every sweep, in every certificate, and for the growth of errors.
     evals = solution.stats["num_evals"]
     assert solution.stats["num_linear"] == 2 * evals
 

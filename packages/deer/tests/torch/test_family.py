@@ -1,13 +1,15 @@
 """The sweeps that differ in their matrices: values, gradients, promises, filters."""
 
 import dataclasses
+import functools as ft
 
+import jaxtyping
 import numpy as np
 import pytest
 import torch
 
 import parafix.core
-from parafix.core.testing.torch import assert_close, assert_identical, gru, tanh_cell
+from parafix.core.testing.torch import assert_close, assert_identical, gru
 from parafix.core.torch import AbstractSweep, affine_scan, Jacobi, RESULTS
 from parafix.deer.torch import (
     AdaptiveDamping,
@@ -97,11 +99,34 @@ def gradients(solve):
     return torch.autograd.grad(loss, [*params.values(), init, xs])
 
 
-@pytest.mark.parametrize("name", ["quasi", "probe", "elk", "quasi-elk", "picard"])
+@pytest.mark.parametrize("name", ["quasi-deer", "elk", "quasi-elk", "picard"])
 def test_gradients_are_those_of_backpropagation_through_time(name):
-    solver, _, _ = SOLVERS[name]
-    actual = gradients(lambda *problem: scan(*problem, solver=solver)[1])
-    assert_close(actual, gradients(lambda *problem: loop(*problem)[0]), 1e-8)
+    actual = gradients(lambda *problem: scan(*problem, solver=name)[1])
+    assert_close(actual, gradients(lambda *problem: loop(*problem)[0]), 1e-9)
+
+
+@pytest.mark.parametrize("name", ["quasi-deer", "elk", "quasi-elk", "picard"])
+def test_products_with_the_hessian(name):
+    problem = gru(2, 20, 2)
+
+    def product(solve):
+        leaves = [*problem.params.values(), problem.init]
+        leaves = [x.clone().requires_grad_() for x in leaves]
+        params = dict(zip(problem.params, leaves[:-1], strict=True))
+        ys = solve(problem.bind(params), leaves[-1], problem.xs)
+        weights = torch.arange(ys.numel(), dtype=DOUBLE).cos().reshape(ys.shape)
+        loss = (weights * ys.sin()).sum()
+        first = torch.autograd.grad(loss, leaves, create_graph=True)
+        along = sum(
+            (g * (2 * x.detach()).cos()).sum()
+            for g, x in zip(first, leaves, strict=True)
+        )
+        return first, torch.autograd.grad(along, leaves)
+
+    actual = product(lambda *problem: scan(*problem, solver=name)[1])
+    expected = product(lambda *problem: loop(*problem)[0])
+    assert_close(actual, expected, 1e-9)
+    assert all(x.abs().max() > 1e-3 for x in expected[1])
 
 
 def test_a_layer_takes_every_solver():
@@ -236,6 +261,12 @@ class TestTrustRegion:
         np.testing.assert_allclose(none[1:], 0, atol=1e-14)
         with pytest.raises(ValueError, match="`radius` must be non-negative"):
             ELK(**TOLERANCES, radius=-1.0)
+        jaxtyping.config.update("jaxtyping_disable", True)
+        for made in (TrustRegion, ft.partial(ELK, 0.1, 0.1)):
+            for radius in (torch.ones(3), None):
+                with pytest.raises(TypeError, match="`radius` must be a single"):
+                    made(radius=radius)
+        jaxtyping.config.update("jaxtyping_disable", False)
 
 
 class TestDamping:
@@ -262,23 +293,8 @@ class TestDamping:
             if scale < 1:
                 assert_identical(held_back, without)
             else:
-                assert (held_back != without).any()
-
-    def test_it_pays_where_iterates_run_away(self):
-        problem = tanh_cell(1, 200, 4)
-        params = {k: 4 * w for k, w in problem.params.items()}
-        count = {}
-        for damping in (None, "auto"):
-            _, solution = scan(
-                problem.bind(params),
-                problem.init,
-                problem.xs,
-                solver=QuasiDEER(**TOLERANCES, damping=damping),
-                throw=False,
-                return_solution=True,
-            )
-            count[damping] = solution.stats["num_steps"]
-        assert (count["auto"] <= count[None]).all()
+                # Where iterates run away, it pays.
+                assert (held_back < without).all()
 
     def test_every_sample_has_its_own_factor(self):
         problem = gru(0, 60, 3)
@@ -326,13 +342,14 @@ class TestDamping:
             AdaptiveDamping(factor=2.0)
 
 
+def field(z):
+    """Of Lorenz."""
+    x, y, w = z.unbind(-1)
+    return torch.stack([10 * (y - x), x * (28 - w) - y, x * y - 8 / 3 * w], -1)
+
+
 def lorenz(z):
     """A step of the fourth-order Runge-Kutta method, of 0.1 units of time."""
-
-    def field(z):
-        x, y, w = z.unbind(-1)
-        return torch.stack([10 * (y - x), x * (28 - w) - y, x * y - 8 / 3 * w], -1)
-
     dt = 0.1
     k1 = field(z)
     k2 = field(z + dt / 2 * k1)
@@ -342,6 +359,8 @@ def lorenz(z):
 
 
 HEAVY = 100 * torch.tensor([[1.0, -2, 0.5], [1.5, 1, -1], [-0.5, 2, 1]], dtype=DOUBLE)
+GATED = gru(0, 1, 3, 3)
+GATED = GATED.bind({name: 100 * w for name, w in GATED.params.items()})
 CASES = {
     "nan": (
         lambda z, t, x: torch.tanh(0.5 * z + x) + torch.where(t == 7, torch.nan, 0.0),
@@ -350,6 +369,7 @@ CASES = {
     "squaring": (lambda z, t, x: z * z, [2.0, 0.5, 0.1]),
     "logistic": (lambda z, t, x: 3.9 * z * (1 - z), [0.3, 0.4, 0.6]),
     "heavy": (lambda z, t, x: torch.tanh(z @ HEAVY.T + 100 * x), [0.1, 0.0, -0.2]),
+    "gated": (lambda z, t, x: GATED(z, x)[0], [0.1, 0.0, -0.2]),
     "lorenz": (lambda z, t, x: lorenz(z), [1.0, 2.0, 20.0]),
     "easy": (lambda z, t, x: torch.tanh(0.5 * z + x), [0.1, 0.0, -0.2]),
 }
@@ -366,6 +386,25 @@ class TestNeverAFalseSuccess:
     @pytest.mark.parametrize("name", NAMES)
     def test_on_lorenz(self, name):
         self.check(name, "lorenz", 320)
+
+    # Nothing ties it to a trajectory that is known, so it takes some 2000 sweeps.
+    @pytest.mark.slow
+    @pytest.mark.parametrize("name", NAMES)
+    def test_on_twenty_units_of_time_by_the_method_of_euler(self, name):
+        def f(z, _):
+            z = z + 0.01 * field(z)
+            return z, z
+
+        init = torch.ones(1, 3, dtype=DOUBLE)
+        (_, ys), solution = scan(
+            f, init, length=2000, solver=name, throw=False, return_solution=True
+        )
+        expected, _ = loop(f, init, torch.zeros(2000))
+        assert solution.result == RESULTS.ill_conditioned
+        assert solution.stats["error_estimate"] > 1e-8
+        prefix = int(solution.stats["converged_prefix"])
+        assert 100 < prefix < 2000
+        assert_close(ys[:prefix], expected[:prefix], 1e-10)
 
     def check(self, name, what, length):
         step, init = CASES[what]

@@ -86,6 +86,12 @@ class TestReverseMode:
         # Jacobi's own transition is zero, so these would be too if they were its.
         assert actual[1][0].abs().max() > 0.1
 
+    def test_of_large_states_after_an_approximate_forward(self):
+        # 66 entries: no Jacobian is formed for the gradient.
+        problem = lstm(1, 12, 33)
+        actual = gradients(scan, problem, solver="quasi-deer")
+        assert_close(actual, gradients(loop, problem), 1e-9)
+
     def test_agrees_with_differences(self):
         problem = lstm(3, 10)
         loss = loss_over(ft.partial(scan, solver="deer"), problem)

@@ -91,10 +91,14 @@ class TestCells:
             )
             assert (solution.result == RESULTS.successful).all()
             stats = solution.stats
-            if "window" not in options:
-                assert (stats["num_steps"] <= 8).all()
             each = structure.num_linear(6) if "structure" in options else pulls
-            assert_identical(stats["num_linear"], each * stats["num_evals"])
+            # Pulls of sweeps, and of the growth of errors.
+            least = each * (stats["num_steps"] + 1)
+            assert (stats["num_linear"] >= least).all()
+            if "window" not in options:
+                # (A window that was too short to confirm its end has a certificate.)
+                assert (stats["num_steps"] <= 8).all()
+                assert_identical(stats["num_linear"], least)
 
     def test_formulas(self, name):
         # Against forward mode of one sample at one time.

@@ -2,7 +2,6 @@
 
 from ._adjoint import (
     AbstractDenseTangent as AbstractDenseTangent,
-    ChainAdjoint as ChainAdjoint,
     ImplicitAdjoint as ImplicitAdjoint,
     OneStepAdjoint as OneStepAdjoint,
     PhantomAdjoint as PhantomAdjoint,
@@ -11,6 +10,7 @@ from ._adjoint import (
 from ._affine_scan import affine_scan as affine_scan
 from ._attach import attach as attach
 from ._chain import Chain as Chain, jacobian as jacobian, Leaf as Leaf
+from ._chain_adjoint import ChainAdjoint as ChainAdjoint
 from ._check import (
     checked_count as checked_count,
     checked_tolerance as checked_tolerance,
@@ -38,6 +38,7 @@ from ._scan import (
     SequentialScan as SequentialScan,
     TritonScan as TritonScan,
 )
+from ._scan.algebra import compose as compose
 from ._solution import Solution as Solution
 from ._solve_chain import assess as assess, solve_chain as solve_chain
 from ._solver import as_sweep as as_sweep, Sequential as Sequential
@@ -94,6 +95,7 @@ __all__ = [
     "check_structure",
     "checked_count",
     "checked_tolerance",
+    "compose",
     "default_tolerance",
     "fixed_point",
     "jacobian",

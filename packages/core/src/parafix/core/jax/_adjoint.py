@@ -10,15 +10,13 @@ import jax.numpy as jnp
 import lineax as lx
 import optimistix as optx
 from jax import lax
-from jaxtyping import PyTree
+from jaxtyping import Array, PyTree
 
-from ._chain import Chain, chunk_size, jacobian, scan_chunks
 from ._check import checked_count
-from ._custom_types import State, States
+from ._custom_types import BoolScalar, State
 from ._linear import GMRES, linear_solve
 from ._named import named
 from ._result import RESULTS
-from ._scan import AbstractScan
 
 
 _Map = Callable[[State], State]
@@ -94,74 +92,11 @@ def _solve_jvp(primals, tangents):
     return (z, rest), (t_z, t_rest)
 
 
-class ChainAdjoint(AbstractTangent):
-    """Differentiates a chain at its solution, whatever the solver did.
-
-    The tangent of `z_t = step(z_{t-1}, x_t)` is the affine recurrence
-
-    `dz_t = A_t dz_{t-1} + (∂step/∂x dx_t + ∂step/∂θ dθ)`, `dz_0 = d init`,
-
-    with the whole Jacobian `A_t` at the solution, and its transpose is backpropagation
-    through time. Where the chain is reset `A_t` is zero, and `origin` is one more of
-    the inputs. Right in forward and reverse mode and to every order; the gradient
-    with respect to the guess is zero. Jacobian blocks are not kept between the passes:
-    they are formed again, a chunk at a time, where they are needed.
-    """
-
-    scan: str | AbstractScan = "auto"
-    chunk: int | None = None
-
-    def tangent(self, inputs, t_inputs, z, memory):
-        del memory
-        # Where Optimistix has its options.
-        return _tangent(self, inputs[4]["problem"], t_inputs[4]["problem"], z)
-
-
-ChainAdjoint.__init__.__doc__ = """**Arguments:**
-
-- `scan`: an [`parafix.core.jax.AbstractScan`][] or a registered name, for the tangent
-    recurrence and its transpose; `"auto"` goes by the platform.
-- `chunk`: hold Jacobian blocks for this many times at once; `None` decides.
-"""
-
-
-def _tangent(
-    adjoint: ChainAdjoint, problem: Chain, t_problem: PyTree[Any], z: States
-) -> States:
-    # Checkpointed, so that what reverse mode holds between the passes is `z`, `xs` and
-    # `theta`: never the blocks.
-    @eqx.filter_checkpoint
-    def body(last, elements):
-        lag, xs, t_xs, resets = elements
-
-        def f(xs, step, start):
-            if resets is None:
-                return jax.vmap(step)(lag, xs)
-            return jax.vmap(step)(jnp.where(resets[:, None], start, lag), xs)
-
-        primals, tangents = (xs, problem.step), (t_xs, t_problem.step)
-        if resets is None:
-            primals, tangents = (*primals, None), (*tangents, None)
-        else:
-            primals, tangents = (*primals, problem.start), (*tangents, t_start)
-        if jax.tree.leaves(tangents):
-            _, b = eqx.filter_jvp(f, primals, tangents)
-        else:
-            b = jnp.zeros_like(lag)
-        _, a = jax.vmap(lambda z, x: jacobian(problem.step, z, x))(lag, xs)
-        t_z = problem.structure.solve(a, b, last, adjoint.scan, resets)
-        return t_z[-1], t_z
-
-    last = jnp.zeros_like(problem.init) if t_problem.init is None else t_problem.init
-    t_start = t_problem.init if problem.origin is None else t_problem.origin
-    _, t_z = scan_chunks(
-        body,
-        last,
-        (problem.lag(z), problem.xs, t_problem.xs, problem.resets),
-        problem.length,
-        chunk_size(adjoint.chunk, problem.length, problem.num_entries),
-    )
-    return t_z
+def reached(throw: bool, t: Array, ok: BoolScalar) -> Array:
+    """`t` if a linear solve is `ok`; else an error if `throw`, and NaN if not."""
+    if throw:
+        return eqx.error_if(t, ~ok, RESULTS[RESULTS.linear_solve_failed])
+    return jnp.where(ok, t, jnp.nan)
 
 
 class AbstractDenseTangent(AbstractTangent):
@@ -221,13 +156,7 @@ class ImplicitAdjoint(AbstractDenseTangent):
 
     def solve(self, jvp, b, throw, inverse):
         del inverse
-
-        def checked(t, ok):
-            if throw:
-                sentence = RESULTS[RESULTS.linear_solve_failed]
-                return eqx.error_if(t, ~ok, sentence)
-            return jnp.where(ok, t, jnp.nan)
-
+        checked = ft.partial(reached, throw)
         return linear_solve(lambda t: t - jvp(t), b, self.linear_solver, checked)[0]
 
 

@@ -5,8 +5,9 @@ import equinox as eqx
 import jax
 import optimistix as optx
 
-from ._adjoint import as_adjoint, ChainAdjoint, ImplicitAdjoint
+from ._adjoint import as_adjoint, ImplicitAdjoint
 from ._chain import Chain, chunk_size
+from ._chain_adjoint import ChainAdjoint
 from ._check_structure import verified
 from ._custom_types import States
 from ._structure import closed
@@ -46,7 +47,8 @@ def attach(
     adjoint = as_chain_adjoint(adjoint, problem, problem.length)
     if z.size == 0:
         return z
-    inputs = (None, None, z, None, {"problem": closed_chain(problem)})
+    options = {"problem": closed_chain(problem), "throw": True}
+    inputs = (None, None, z, None, options)
     rewrite: Any = None
     return adjoint.apply(_given, rewrite, inputs, frozenset())[0]
 
@@ -63,7 +65,8 @@ def as_chain_adjoint(
     if isinstance(adjoint, ImplicitAdjoint):
         adjoint = ChainAdjoint()
     if isinstance(adjoint, ChainAdjoint) and adjoint.chunk is None:
-        chunk = min(window, chunk_size(None, problem.length, problem.num_entries))
+        entries = 0 if adjoint.iterates(problem) else problem.num_entries
+        chunk = min(window, chunk_size(None, problem.length, entries))
         adjoint = dataclasses.replace(adjoint, chunk=max(chunk, 1))
     return adjoint
 

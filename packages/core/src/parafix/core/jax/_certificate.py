@@ -55,7 +55,8 @@ class Certificate(eqx.Module):
     `newton` is the largest Newton step, in units of the tolerance and of what rounding
     alone may cause; `near` the first time at which it is above one. `prefix` is the
     first time at which rounding may have carried `z` beyond tolerance, and `entry` the
-    entry of the state for which it is worst there.
+    entry of the state for which it is worst there. `tiny` says whether the updates of
+    Newton's method were of the size of rounding, so that `z` was what they led to.
     """
 
     residual: FloatScalar
@@ -64,12 +65,13 @@ class Certificate(eqx.Module):
     error: ErrorEstimate
     prefix: IntScalar
     entry: IntScalar
+    tiny: BoolScalar
 
     @classmethod
     def start(cls, problem: Chain, error: ErrorEstimate) -> "Certificate":
         """Before anything was looked at; `error` is that of what precedes the chain."""
         zero, end = jnp.zeros((), problem.init.dtype), jnp.array(problem.length)
-        return cls(zero, zero, end, error, end, jnp.array(0))
+        return cls(zero, zero, end, error, end, jnp.array(0), jnp.array(True))
 
 
 def certify(
@@ -157,6 +159,7 @@ def vouch(
     d: States,
     blocks: Callable[[], Float[Array, "T ..."]],
     within: BoolScalar,
+    rtol: Any,
 ) -> Certificate:
     """Takes the certificate of an iterate of Newton's method over the next chunk.
 
@@ -169,10 +172,16 @@ def vouch(
     zero = jnp.zeros((), z.dtype)
     # The state that is returned is one Newton step further.
     sofar = eqx.tree_at(lambda c: c.error.step, sofar, jnp.zeros_like(problem.init))
-    update, scale, rounded = lax.cond(
+    no = jnp.array(False)
+    update, scale, rounded, tiny = lax.cond(
         eqxi.unvmap_any(within),
-        lambda: (max_abs(d), max_abs(z), rounded_throughout(part.r)),
-        lambda: (zero, zero, jnp.array(False)),
+        lambda: (
+            max_abs(d),
+            max_abs(z),
+            rounded_throughout(part.r),
+            _is_rounding(problem, d, part.tol, rtol),
+        ),
+        lambda: (zero, zero, no, no),
     )
     scale = jnp.maximum(sofar.error.scale, scale)
     # With loose tolerances, an update says more of them than of rounding.
@@ -180,6 +189,7 @@ def vouch(
     measured = sofar.error.measured & rounded & small
     error = jnp.maximum(sofar.error.error, update)
     error = ErrorEstimate(d[-1], error, scale, sofar.error.step, measured)
+    sofar = eqx.tree_at(lambda c: c.tiny, sofar, sofar.tiny & tiny)
     seen = eqx.tree_at(lambda c: c.error, sofar, error)
     certificate = lax.cond(
         eqxi.unvmap_any(within & ~measured),
@@ -188,6 +198,14 @@ def vouch(
         lambda: seen,
     )
     return where(measured, seen, certificate)
+
+
+def _is_rounding(problem, d, tol, rtol):
+    """Whether all of `d` is of the size of rounding."""
+    eps = jnp.asarray(problem.eps, d.dtype)[None]
+    rtol = jnp.broadcast_to(jnp.asarray(rtol, d.dtype), d.shape)
+    # `tol / rtol` is `|z|`, and what takes its place near zero.
+    return ((jnp.abs(d) * rtol < 16 * eps * tol) & (rtol > 0)).all()
 
 
 def _carry_rounding(problem, scan, sofar, part, a):
@@ -217,6 +235,7 @@ def _carry_rounding(problem, scan, sofar, part, a):
         ),
         jnp.where(new, lost, sofar.prefix),
         jnp.where(new, entry, sofar.entry),
+        sofar.tiny,
     )
 
 

@@ -23,15 +23,16 @@ class Solution(eqx.Module, Generic[_Value]):
         `num_steps` (sweeps, or steps of the solver; summed over windows),
         `num_evals` (calls of `f`, each of all times at once),
         `num_linear` (Jacobian-vector products, likewise; those of Optimistix's solvers
-        are not counted),
+        are not counted; a compiled program may form a Jacobian again instead of keeping
+        it, and leaves out what only a number that nobody looks at needs),
         `residual` (`max |f(z) - z| / (atol + rtol |z|)` at `value`),
         and for chains `converged_prefix` (how many entries from the start are right to
         within tolerance) and `error_estimate` (how far rounding may have carried
         `value` from what another order of the same operations gives, relative to the
         largest entry), `lyapunov_exponent` (an error grows by about `exp` of it in
-        every step of that prefix; negative for a chain that forgets) and
-        `sequential_from` (the first time, in the order of running, whose state a loop
-        has computed; `T` if none).
+        every step of that prefix; negative for a chain that forgets; it takes one of
+        the calls of `f`, with its Jacobian) and `sequential_from` (the first time, in
+        the order of running, whose state a loop has computed; `T` if none).
     """
 
     value: _Value

@@ -157,24 +157,25 @@ def assess(
         )
         residual, error = certificate.residual, certificate.error.value
         growth = lyapunov_exponent(fixed, fixed_z, prefix)
-        products = problem.structure.num_linear(problem.size)
+        evals = jacobians = 2
     else:
         # Only what needs no derivative can be said.
         residual = max_residual(fixed(fixed_z), fixed_z, rtol, atol)
         error = growth = jnp.full((), jnp.nan, z.dtype)
-        products = 0
+        evals, jacobians = 1, 0
     if dead is not None:
         residual = jnp.where(bad.any(), jnp.nan, residual)
     summary = Summary(
         RESULTS.where(bad.any(), RESULTS.nonfinite, RESULTS.successful),
         prefix,
         jnp.array(problem.length),
-        jnp.array(2),
+        jnp.array(evals),
+        jnp.array(jacobians * problem.structure.num_linear(problem.size)),
         residual,
         worst_entry(fixed, fixed_z, prefix),
         jnp.array(0),
     )
-    return solution_of(problem, z, summary, error, jnp.array(products), growth)
+    return solution_of(problem, z, summary, error, growth)
 
 
 def _default_tolerance(problem):
@@ -192,23 +193,22 @@ def _solve_in_parallel(problem, solver, guess, adjoint, max_steps, options):
     failed = summaries.result != RESULTS.successful
     one = jnp.where(failed.any(), jnp.argmax(failed), failed.shape[0] - 1)
     summary = jax.tree.map(lambda x: x[one], summaries)
+    # That of the exponent is one more evaluation, with the whole Jacobian.
+    whole = problem.structure.num_linear(problem.size)
     summary = dataclasses.replace(
         summary,
         num_steps=summaries.num_steps.sum(),
-        num_evals=summaries.num_evals.sum(),
+        num_evals=summaries.num_evals.sum() + 1,
+        num_linear=summaries.num_linear.sum() + whole,
         residual=summaries.residual.max(),
         start=summaries.start.min(),
     )
-    # What is not a sweep is a certificate, which takes the whole Jacobian.
-    certificates = summary.num_evals - summary.num_steps
-    whole = problem.structure.num_linear(problem.size)
-    linear = summary.num_steps * solver.num_linear(whole) + certificates * whole
     # Nobody else needs it: it costs those who look at it.
     chunk = chunk_size(solver.chunk, problem.length, problem.num_entries)
     growth = lyapunov_exponent(
         problem, z, summary.prefix, min(options["window"], chunk)
     )
-    return solution_of(problem, z, summary, error.value, linear, growth)
+    return solution_of(problem, z, summary, error.value, growth)
 
 
 def _fn(z, problem):
@@ -243,6 +243,7 @@ def _solve_windows(inputs):
             index[0] + stats["converged_prefix"],
             stats["num_steps"],
             stats["num_evals"],
+            stats["num_linear"],
             stats["residual"],
             stats["entry"],
             jnp.where(start < part.length, index[0] + start, problem.length),

@@ -255,6 +255,13 @@ class Structured(eqx.Module):
     step: _Step
     structure: AbstractStructure
 
+    def __check_init__(self):
+        if not isinstance(self.structure, AbstractStructure):
+            raise TypeError(
+                "`structure` must be an AbstractStructure such as `Diagonal()` or "
+                f"`Blocks(4)`, got {self.structure!r}."
+            )
+
     def __call__(self, z: State, x: Any) -> State:
         return self.step(z, x)
 

@@ -16,6 +16,7 @@ class Summary(eqx.Module):
     prefix: IntScalar
     num_steps: IntScalar
     num_evals: IntScalar
+    num_linear: IntScalar
     residual: FloatScalar
     entry: IntScalar
     start: IntScalar
@@ -26,7 +27,6 @@ def solution_of(
     z: States,
     summary: Summary,
     error: FloatScalar,
-    num_linear: IntScalar,
     growth: FloatScalar,
 ) -> Solution[States]:
     return Solution(
@@ -35,7 +35,7 @@ def solution_of(
         stats={
             "num_steps": summary.num_steps,
             "num_evals": summary.num_evals,
-            "num_linear": num_linear,
+            "num_linear": summary.num_linear,
             "residual": summary.residual,
             "converged_prefix": summary.prefix,
             "error_estimate": error,
@@ -56,6 +56,7 @@ def empty_solution(problem: Chain) -> Solution[States]:
         jnp.array(problem.length),
         none,
         none,
+        none,
         jnp.zeros((), problem.init.dtype),
         none,
         jnp.array(problem.length),
@@ -65,6 +66,5 @@ def empty_solution(problem: Chain) -> Solution[States]:
         jnp.zeros((problem.length, problem.size), problem.init.dtype),
         summary,
         jnp.zeros((), problem.init.dtype),
-        none,
         jnp.full((), jnp.nan, problem.init.dtype),
     )

@@ -110,8 +110,8 @@ class AbstractSweep(optx.AbstractFixedPointSolver):
         resets = problem.resets
         dead = None if resets is None else jnp.zeros_like(resets)
         watch = None if options["patience"] is None else Watch.start()
-        none_yet = jnp.array(False)
-        return SweepState(none, none_yet, none, certificate, memory, dead, watch)
+        no = jnp.array(False)
+        return SweepState(none, no, none, none, certificate, memory, dead, watch)
 
     def step(self, fn, y, args, options, state, tags):
         del fn, args, tags
@@ -135,13 +135,17 @@ class AbstractSweep(optx.AbstractFixedPointSolver):
     def postprocess(self, fn, y, aux, args, options, state, tags, result):
         del fn, args, tags, result
         problem: Chain = options["problem"]
-        length = problem.length
-        y, state, certificate, certified = _certified(self, problem, y, state, options)
+        length, whole = problem.length, problem.structure.num_linear(problem.size)
+        y, state, certificate, count = _certified(self, problem, y, state, options)
+        # Newton's method evaluates once more for the residual, without a Jacobian.
+        evals = state.num_steps + state.num_looks + count + int(self.newton)
         if options["fallback"]:
             y, certificate, report = report_finished(
                 self, problem, y, state, certificate, options
             )
-            certified = certified + jnp.where(report.start < length, 2, 0)
+            # The loop, and the certificate of what it has computed.
+            evals = evals + jnp.where(report.start < length, 2, 0)
+            count = count + jnp.where(report.start < length, 1, 0)
         else:
             report = report_sweeps(problem, y, state, certificate)
         end = report.end
@@ -160,7 +164,8 @@ class AbstractSweep(optx.AbstractFixedPointSolver):
         y = jnp.where(gone[:, None], jnp.nan, y)
         stats = {
             "num_steps": state.num_steps,
-            "num_evals": state.num_steps + certified,
+            "num_evals": evals,
+            "num_linear": state.num_steps * self.num_linear(whole) + count * whole,
             "residual": certificate.residual,
             "converged_prefix": report.prefix,
             "error": certificate.error,
@@ -172,7 +177,7 @@ class AbstractSweep(optx.AbstractFixedPointSolver):
 
 
 def _certified(solver, problem, z, state, options):
-    """`z`, its certificate, and how many evaluations that took."""
+    """`z`, its certificate, and how many whole Jacobians that took."""
 
     def certified(z, dead):
         return certify(
@@ -200,7 +205,7 @@ def _certified(solver, problem, z, state, options):
     # Nothing depends on it but what is reported, so it costs those who ask.
     residual = max_residual(problem(z), z, solver.rtol, solver.atol)
     certificate = eqx.tree_at(lambda c: c.residual, certificate, residual)
-    return z, state, certificate, jnp.where(sure, 1, 2)
+    return z, state, certificate, jnp.where(sure, 0, 1)
 
 
 def _refine(solver, problem, z, state, options, certified):

@@ -22,6 +22,8 @@ class SweepState(eqx.Module):
     prefix: IntScalar
     nonfinite: BoolScalar
     num_steps: IntScalar
+    # How often Newton's method has looked at an iterate that it was about to return.
+    num_looks: IntScalar
     # Of Newton's method, and once it has converged; otherwise of no meaning.
     certificate: Certificate
     # What the damping remembers.
@@ -39,10 +41,46 @@ def advance(
     z, prefix, nonfinite, certificate, memory, dead = _sweep(
         solver, problem, z, options["error"], state.memory
     )
+    looks = state.num_looks
+    if solver.newton:
+        # An update of the size of rounding leads nowhere.
+        doubtful = (prefix == problem.length) & ~certificate.tiny
+        prefix = _look(solver, problem, z, prefix, doubtful, dead)
+        looks = looks + jnp.where(doubtful, 1, 0)
     steps = state.num_steps + 1
     return z, SweepState(
-        prefix, nonfinite, steps, certificate, memory, dead, state.watch
+        prefix, nonfinite, steps, looks, certificate, memory, dead, state.watch
     )
+
+
+def _look(solver, problem, z, prefix, doubtful, dead):
+    """`prefix` after a look at the iterate that is returned, where it is `doubtful`.
+
+    What a sweep has seen is the iterate before it. The two are within tolerance of each
+    other, and yet a jump of `step`, where it takes a decision, may lie between them.
+    """
+    length = problem.length
+
+    def body(sofar, elements):
+        lag, z, xs, index, dead = elements
+        r = jax.vmap(problem.step)(lag, xs) - z
+        part = Part(z, r, tolerance(solver.rtol, solver.atol, z), index).without(dead)
+        beyond = first(~(jnp.abs(part.r) <= part.tol), index, length)
+        return jnp.minimum(sofar, beyond), None
+
+    def beyond():
+        return scan_chunks(
+            body,
+            jnp.array(length),
+            (problem.lag(z), z, problem.xs, jnp.arange(length), dead),
+            length,
+            chunk_size(solver.chunk, length, problem.num_entries),
+        )[0]
+
+    looked = lax.cond(eqxi.unvmap_any(doubtful), beyond, lambda: jnp.array(length))
+    # Of the iterate before, one state less is within tolerance.
+    before = jnp.where(looked < length, jnp.maximum(looked - 1, 0), length)
+    return jnp.where(doubtful, before, prefix)
 
 
 def _sweep(solver, problem, z, error, memory):
@@ -100,6 +138,7 @@ def _sweep(solver, problem, z, error, memory):
                 d if dead is None else jnp.where(dead[:, None], 0, d),
                 lambda: transitions(lag, xs)[1],
                 prefix == length,
+                solver.rtol,
             )
         carry = (d[-1], broken, prefix, bad, certificate, held, total, segment)
         return carry, (new, dead)

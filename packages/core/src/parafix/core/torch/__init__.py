@@ -40,6 +40,7 @@ from ._scan import (
     SequentialScan as SequentialScan,
     TritonScan as TritonScan,
 )
+from ._scan.algebra import compose as compose
 from ._solution import Solution as Solution
 from ._solve_chain import assess as assess, solve_chain as solve_chain
 from ._solver import as_sweep as as_sweep, Sequential as Sequential
@@ -98,6 +99,7 @@ __all__ = [
     "check_structure",
     "checked_count",
     "checked_tolerance",
+    "compose",
     "default_tolerance",
     "fixed_point",
     "jacobian",

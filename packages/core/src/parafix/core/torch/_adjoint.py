@@ -5,7 +5,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad, Function
+from torch.autograd import Function
 from torch.utils import _pytree as pytree, checkpoint
 
 from ._calculus import (
@@ -15,6 +15,7 @@ from ._calculus import (
     forward_mode,
     grads,
     is_inexact,
+    is_recorded,
     jvp,
     LinearisedOperator,
     saved,
@@ -22,7 +23,7 @@ from ._calculus import (
     under_transforms,
     vjp,
 )
-from ._capture import Autocast, Capture, capture, Captured, Exchange
+from ._capture import Autocast, Capture, capture, Captured, Exchange, with_params
 from ._check import checked_count
 from ._iteration import AbstractIteration, bare, iterate, Outcome
 from ._linear import GMRES, linear_solve, LinearSolver, rows, unrows
@@ -123,8 +124,7 @@ class AbstractDenseTangent(AbstractAdjoint):
         """
 
     def apply(self, problem, z):
-        wanted = torch.is_grad_enabled() or forward_ad._current_level >= 0
-        if not (wanted or under_transforms()):
+        if not is_recorded():
             return _primal(_Task(problem, self, _plain(problem), None, 0), z, ())
         captured = problem.capture(z)
         spent = 0 if captured.start is not None else 1
@@ -181,9 +181,8 @@ def _primal(task: _Task, z: Tensor, params: Sequence[Tensor]) -> Outcome:
 
     start, task.start = task.start, None
     with torch.no_grad():
-        return task.problem.iterate(
-            lambda z: task.map(z, params), linearise, z, start=start, spent=task.spent
-        )
+        fn = with_params(task.map, params)
+        return task.problem.iterate(fn, linearise, z, start=start, spent=task.spent)
 
 
 class _Solve(Function):

@@ -2,10 +2,9 @@ import contextlib
 from typing import Any
 
 import torch
-import torch.autograd.forward_ad as forward_ad
 from torch import Tensor
 
-from ._calculus import under_transforms
+from ._calculus import forward_mode, is_recorded
 from ._custom_types import ArrayLike, Inexact
 from ._named import named
 from ._scan import (
@@ -133,13 +132,6 @@ def automatic_choice() -> str:
     return f"auto takes {taken}; not 'triton': {'; '.join(reasons)}"
 
 
-def _is_final() -> bool:
-    """Whether nobody takes a derivative of what is computed now."""
-    return not (
-        torch.is_grad_enabled() or under_transforms() or forward_ad._current_level >= 0
-    )
-
-
 def _exactly(device: torch.device) -> Any:
     """Switches autocast off: what it rounds, a recurrence multiplies up."""
     kind = device.type
@@ -149,15 +141,10 @@ def _exactly(device: torch.device) -> Any:
 
 
 def _solve(a, b, init, scan, reverse) -> Inexact:
-    if _plain():
-        return _Solve.forward(a, b, init, scan, reverse)
-    return _Solve.apply(a, b, init, scan, reverse)
-
-
-def _plain() -> bool:
-    """Whether nobody asks for derivatives, and a `Function` is not worth its call."""
-    recorded = torch.is_grad_enabled() or forward_ad._current_level >= 0
-    return not (recorded or under_transforms() or torch.compiler.is_compiling())
+    if is_recorded() or torch.compiler.is_compiling():
+        return _Solve.apply(a, b, init, scan, reverse)
+    # A `Function` is not worth its call.
+    return _Solve.forward(a, b, init, scan, reverse)
 
 
 class _Solve(torch.autograd.Function):
@@ -194,7 +181,7 @@ class _Solve(torch.autograd.Function):
             zeros = torch.zeros_like(a), torch.zeros_like(x), torch.zeros_like(init)
             return *zeros, None, None
         chosen = _automatic(a, x) if ctx.scan == "auto" else ctx.scan
-        if isinstance(chosen, AbstractFusedScan) and _is_final():
+        if isinstance(chosen, AbstractFusedScan) and not is_recorded():
             if g.dtype != x.dtype:
                 g = g.to(x.dtype)
             grads = chosen.vjp(a, x, init, g, reverse, ctx.needs_input_grad[0])
@@ -219,17 +206,8 @@ class _Solve(torch.autograd.Function):
 
     @staticmethod
     def jvp(ctx, a_t, b_t, init_t, *_):  # pyright: ignore
-        # PyTorch switches forward mode off in here, for outer levels too, and a second
-        # forward derivative would lose its terms in silence (pytorch#197867). It is
-        # switched on again, with this level's tangents taken off what was saved.
-        with (
-            forward_ad._set_fwd_grad_enabled(True),
-            _exactly(ctx.saved_tensors[0].device),
-        ):
-            a, init, x = (
-                forward_ad.unpack_dual(saved, level=0).primal
-                for saved in ctx.saved_tensors
-            )
+        device = ctx.saved_tensors[0].device
+        with forward_mode(ctx) as (a, init, x), _exactly(device):
             rhs = torch.zeros_like(x) if b_t is None else b_t
             if x.numel() == 0:
                 return rhs.clone()

@@ -43,7 +43,8 @@ def attach(
         return z
     autocast = Autocast.now(z.device)
     wide = widened(problem, autocast)
-    task = Found(wide, autocast, autocast.eps([z.dtype]), problem.length)
+    eps = autocast.eps([z.dtype])
+    task = Found(wide, autocast, eps, problem.length, throw=True)
     with autocast.entered(enabled=False):
         states: Tensor = adjoint.apply(task, z.detach().to(wide.init.dtype))[0]
     return states.to(z.dtype)

@@ -15,6 +15,8 @@ from torch import Tensor
 from torch._functorch.utils import unwrap_dead_wrappers
 from torch.autograd import forward_ad
 
+from ._inference import check_recording
+
 
 class AbstractClosed(abc.ABC):
     """`z = f(z; params)` for a batch of samples, with every parameter explicit.
@@ -42,6 +44,12 @@ def under_transforms() -> bool:
     return torch._C._are_functorch_transforms_active()
 
 
+def is_recorded() -> bool:
+    """Whether somebody may take derivatives of what is computed now."""
+    recorded = torch.is_grad_enabled() or forward_ad._current_level >= 0
+    return recorded or under_transforms()
+
+
 def is_inexact(x: Tensor) -> bool:
     return x.is_floating_point() or x.is_complex()
 
@@ -53,9 +61,10 @@ def alias(x: Tensor, differentiable: bool) -> Tensor:
     return x.detach().requires_grad_()
 
 
-def _among(primals):
-    """The places of what has derivatives, and how to put such tensors back."""
-    places = [i for i, x in enumerate(primals) if is_inexact(x)]
+def _among(primals, wanted):
+    """The places of what has derivatives and is wanted, and how to put others there."""
+    pairs = enumerate(zip(primals, wanted, strict=True))
+    places = [i for i, (x, asked) in pairs if asked and is_inexact(x)]
 
     def completed(some):
         full = list(primals)
@@ -66,11 +75,19 @@ def _among(primals):
     return places, completed
 
 
+def _is_constant(out: Tensor) -> bool:
+    """Whether `out` depends on no variable."""
+    if out.requires_grad:
+        return False
+    check_recording()
+    return True
+
+
 def grads(
     out: Tensor, inputs: Sequence[Tensor], cotangent: Tensor, create_graph: bool
 ) -> list[Tensor]:
     """`torch.autograd.grad` with zeros where there is no dependence."""
-    if not out.requires_grad or not inputs:
+    if _is_constant(out) or not inputs:
         return [torch.zeros_like(x) for x in inputs]
     found = torch.autograd.grad(
         out,
@@ -93,7 +110,7 @@ def vjp(
 
     `None` for primals that are integers.
     """
-    places, completed = _among(primals)
+    places, completed = _among(primals, [True] * len(primals))
     some = [primals[i] for i in places]
     if not some:
         return [None] * len(primals)
@@ -121,16 +138,9 @@ def jvp(
 
     By pulling through the pull, which is linear. `None` is the tangent zero.
     """
-    places, completed = _among(primals)
-    places = [i for i in places if tangents[i] is not None]
+    places, completed = _among(primals, [t is not None for t in tangents])
     chosen: list[Any] = [tangents[i] for i in places]
-
-    def of_some(*some):
-        full = list(primals)
-        for place, x in zip(places, some, strict=True):
-            full[place] = x
-        return fn(*full)
-
+    of_some = lambda *some: fn(*completed(some))
     some = [primals[i] for i in places]
     if not some:
         return torch.zeros_like(fn(*primals))
@@ -145,7 +155,7 @@ def jvp(
 
 
 def _double_pull(out, inputs, tangents, differentiable):
-    if not out.requires_grad:
+    if _is_constant(out):
         return torch.zeros_like(out)
     weights = torch.zeros_like(out, requires_grad=True)
     pulled = grads(out, inputs, weights, True)
@@ -189,7 +199,8 @@ def product(
 def forward_mode(ctx: Any) -> Iterator[Sequence[Tensor]]:
     """For the rule of a `Function`: what it saved, so that forward mode can be nested.
 
-    PyTorch switches forward mode off in a rule, and hands it dual numbers.
+    PyTorch switches forward mode off in a rule, for outer levels too, and hands it dual
+    numbers: a second derivative would lose its terms in silence (pytorch#197867).
     """
     with forward_ad._set_fwd_grad_enabled(True):
         level = forward_ad._current_level
@@ -265,7 +276,7 @@ class LinearisedOperator(AbstractOperator):
     def __call__(self, v):
         if self.transposed:
             return self._pull(v)
-        if not self._out.requires_grad:
+        if _is_constant(self._out):
             return torch.zeros_like(v)
         with torch.enable_grad():
             if self._weights is None:

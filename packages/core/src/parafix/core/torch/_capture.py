@@ -255,21 +255,37 @@ class Captured(AbstractClosed):
         self, fn: Callable[[Tensor, Exchange], Any], z: Tensor, params: Sequence[Tensor]
     ) -> Any:
         """Calls `fn`, which calls PyTorch as `self.fn` does, with the exchange made."""
-        same = len(params) == len(self.originals)
-        same = same and all(map(operator.is_, params, self.originals))
-        if same and self.autocast.off:
+        if self.unchanged(params):
             # Nothing to enter: calls of a small `fn` are so cheap that it would tell.
             return fn(z, {})
         with self.autocast.entered():
-            if same:
+            if self._has(params):
                 return fn(z, {})
             pairs = zip(self.originals, params, strict=True)
             exchange = {id(original): new for original, new in pairs}
             with _eager(), _Exchanging(exchange, self.uses):
                 return fn(z, exchange)
 
+    def unchanged(self, params: Sequence[Tensor]) -> bool:
+        """Whether a call with these parameters is one of `fn`, and nothing besides."""
+        return self._has(params) and self.autocast.off
+
+    def _has(self, params):
+        same = len(params) == len(self.originals)
+        return same and all(map(operator.is_, params, self.originals))
+
     def vmapped(self, size, in_dims, randomness):
         return _Vmapped(self, size, in_dims, randomness)
+
+
+def with_params(
+    map_: AbstractClosed, params: Sequence[Tensor]
+) -> Callable[[Tensor], Tensor]:
+    """`z -> f(z; params)`, for many calls in the same state of autocast."""
+    if isinstance(map_, Captured) and map_.unchanged(params):
+        fn = map_.fn
+        return lambda z: fn(z, {})
+    return lambda z: map_(z, params)
 
 
 class _Vmapped(AbstractClosed):

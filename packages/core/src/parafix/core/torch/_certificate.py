@@ -60,7 +60,8 @@ class Certificate:
     `newton` is the largest Newton step, in units of the tolerance and of what rounding
     alone may cause; `near` the first time at which it is above one. `prefix` is the
     first time at which rounding may have carried `z` beyond tolerance, and `entry` the
-    entry of the state for which it is worst there.
+    entry of the state for which it is worst there. `tiny` says whether the updates of
+    Newton's method were of the size of rounding, so that `z` was what they led to.
     """
 
     residual: Tensor
@@ -69,6 +70,7 @@ class Certificate:
     error: ErrorEstimate
     prefix: Tensor
     entry: Tensor
+    tiny: Tensor
 
     @classmethod
     def start(cls, problem: Chain, error: ErrorEstimate) -> "Certificate":
@@ -76,7 +78,7 @@ class Certificate:
         zero = torch.zeros_like(error.error)
         none = torch.zeros_like(zero, dtype=torch.int64)
         end = torch.full_like(none, problem.length)
-        return cls(zero, zero, end, error, end, none)
+        return cls(zero, zero, end, error, end, none, none == 0)
 
 
 class Report(NamedTuple):
@@ -95,6 +97,7 @@ class Report(NamedTuple):
     growth: Tensor
     # The first time at which a loop has computed the state.
     start: Tensor
+    num_linear: Tensor
 
 
 class Part(NamedTuple):
@@ -154,6 +157,7 @@ def vouch(
     d: Tensor,
     a: Tensor,
     within: Tensor,
+    rtol: Any,
 ) -> Certificate:
     """Takes the certificate of an iterate of Newton's method over the next times.
 
@@ -168,6 +172,10 @@ def vouch(
     measured = before.measured & rounded_throughout(part.r) & small
     # The state that is returned is one Newton step further.
     step = torch.zeros_like(before.step)
+    # `tol / rtol` is `|z|`, and what takes its place near zero.
+    rtol = torch.as_tensor(rtol, dtype=d.dtype, device=d.device)
+    tiny = (d.abs() * rtol < 16 * problem.eps * part.tol) & (rtol > 0)
+    sofar = dataclasses.replace(sofar, tiny=sofar.tiny & tiny.all(-1).all(0))
     seen = dataclasses.replace(
         sofar, error=ErrorEstimate(d[-1], error, scale, step, measured)
     )

@@ -1,3 +1,4 @@
+import contextlib
 import dataclasses
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -7,8 +8,9 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from ._inference import out_of_inference
 from ._over_time import over_time
-from ._structure import AbstractStructure, Custom, structure_of
+from ._structure import AbstractStructure, Custom, structure_of, Structured
 
 
 # One time: (B, n). All times, or some: (T, B, n).
@@ -122,13 +124,13 @@ class Chain:
     @property
     def has_tangent(self) -> bool:
         """Whether `step` can be run for all times at once and differentiated."""
-        with torch.no_grad():
-            first = self.init.detach()[None]
+        with differentiable(self) as problem, torch.no_grad():
+            first = problem.init.detach()[None]
             xs = pytree.tree_map_only(
-                Tensor, torch.Tensor.detach, slices(self.xs, 0, 1)
+                Tensor, torch.Tensor.detach, slices(problem.xs, 0, 1)
             )
             try:
-                jacobian(self.at_all_times, first, xs)
+                jacobian(problem.at_all_times, first, xs)
             except Exception:
                 # Whatever keeps a function from it: control flow by values, an
                 # operation without a rule.
@@ -183,15 +185,37 @@ class AllTimes:
         return _checked(f, z, "linearised"), a.to(z.dtype)
 
 
+@contextlib.contextmanager
+def differentiable(problem: Chain) -> Iterator[Chain]:
+    """Where derivatives of `problem` are taken: it, or its like in inference mode."""
+    with out_of_inference() as copies:
+        if copies is None:
+            yield problem
+            return
+        formula = problem.linearised
+        yield dataclasses.replace(
+            problem,
+            step=Structured(copies.inside(problem.step), problem.structure),
+            init=copies.of(problem.init),
+            xs=pytree.tree_map_only(Tensor, copies.of, problem.xs),
+            linearised=None if formula is None else copies.inside(formula),
+        )
+
+
 def _checked(out, z, name="step"):
+    check_states(out, z, name)
+    # Under autocast, operations choose their dtypes by themselves.
+    return out.to(z.dtype)
+
+
+def check_states(out: Any, z: Tensor, name: str = "step") -> None:
+    """Raises `TypeError` if `out` is not of the shape of the states `z`."""
     if not isinstance(out, Tensor) or out.shape != z.shape:
         got = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
         raise TypeError(
             f"`{name}` must return states of the shape that it takes, {tuple(z.shape)}"
             f"; got {got}."
         )
-    # Under autocast, operations choose their dtypes by themselves.
-    return out.to(z.dtype)
 
 
 def _supplied(chain, structure):

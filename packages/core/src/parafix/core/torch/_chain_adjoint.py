@@ -4,16 +4,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad, Function
+from torch.autograd import Function
 
 from ._adjoint import AbstractAdjoint
 from ._calculus import (
-    alias,
-    check_leaves,
     forward_mode,
-    grads,
-    is_inexact,
+    is_recorded,
     jvp,
+    LinearisedOperator,
     product,
     pull_back,
     saved,
@@ -21,11 +19,13 @@ from ._calculus import (
     vjp,
 )
 from ._certificate import Report
-from ._chain import chunk_size, chunks, jacobian
+from ._chain import Chain, chunk_size, chunks
+from ._chain_gradient import gradient, graph, recurrence
 from ._chain_map import AbstractChainMap, captured_map, plain_map
 from ._chain_problem import AbstractChainProblem
-from ._check import checked_count
-from ._linear import rows
+from ._check import checked_count, checked_tolerance
+from ._iterated import MOST_PRODUCTS, solve_iterated
+from ._linear import reached, rows
 from ._over_time import parted
 from ._scan import AbstractScan
 
@@ -40,21 +40,46 @@ class ChainAdjoint(AbstractAdjoint):
 
     with the whole Jacobian `A_t` at the solution, and its transpose is backpropagation
     through time. Right in forward and reverse mode and to every order; the gradient
-    with respect to the guess is zero. Jacobian blocks are not kept between the passes:
-    they are formed again, a chunk at a time, where they are needed.
+    with respect to the guess is zero.
+
+    It is solved in one of two ways. Either Jacobian blocks are formed, a chunk at a
+    time and again in every pass, so that none is kept, and one scan solves it. Or it is
+    iterated until its own residual is rounding, each sweep one product of all `A_t`
+    with states: no block is formed, and the memory is `O(T B n)`. Where a chain
+    forgets, a few dozen sweeps do, whatever `n` is; where it does not, up to `T`.
 
     **Arguments:**
 
     - `scan`: an [`parafix.core.torch.AbstractScan`][] or a registered name, for the
         tangent recurrence and its transpose; `"auto"` goes by size and device.
-    - `chunk`: hold Jacobian blocks for this many times at once; `None` decides.
+    - `chunk`: solve for this many times at once, and hold their Jacobian blocks; `None`
+        decides.
+    - `iterate`: whether to iterate, and form no Jacobian. By default where one takes
+        more than 64 products, as that of a step without a structure or a formula and
+        with more than 64 entries.
+    - `rtol`: how small a residual must be to end the iteration, relative to the largest
+        number on the way there; by default 8 times what the step rounds by.
+    - `max_steps`: at most this many sweeps (of each chunk); by default two more than
+        there are times, which always is enough. If they do not suffice, derivatives are
+        an error where the verb throws, and NaN where it does not; those of its sample.
     """
 
     scan: str | AbstractScan = "auto"
     chunk: int | None = None
+    iterate: bool | None = None
+    rtol: float | None = None
+    max_steps: int | None = None
 
     def __post_init__(self) -> None:
         checked_count("chunk", self.chunk)
+        checked_tolerance("rtol", self.rtol, None)
+        checked_count("max_steps", self.max_steps)
+
+    def iterates(self, problem: Chain) -> bool:
+        """Whether no Jacobian of `problem` is formed."""
+        if self.iterate is not None:
+            return self.iterate
+        return problem.num_linear > MOST_PRODUCTS
 
     def apply(self, problem, z):
         if not isinstance(problem, AbstractChainProblem):
@@ -64,8 +89,7 @@ class ChainAdjoint(AbstractAdjoint):
             )
         chain = problem.chain
         inputs = parted(chain.xs)[0]
-        wanted = torch.is_grad_enabled() or forward_ad._current_level >= 0
-        if not (wanted or under_transforms()):
+        if not is_recorded():
             map_ = plain_map(chain, problem.autocast, problem.eps)
             return problem.solve(map_, z, chain.init, inputs)
         map_ = captured_map(chain, problem.autocast, problem.eps)
@@ -84,11 +108,23 @@ class _Task:
     adjoint: ChainAdjoint
     map: AbstractChainMap
 
+    @property
+    def iterates(self) -> bool:
+        return self.adjoint.iterates(self.problem.chain)
+
+    def iterated(self, operator: LinearisedOperator, b: Tensor, init: Tensor) -> Tensor:
+        """The recurrence at some times by the iteration."""
+        adjoint = self.adjoint
+        rtol = 8 * operator.eps if adjoint.rtol is None else adjoint.rtol
+        x, ok = solve_iterated(operator, b, init, adjoint.scan, rtol, adjoint.max_steps)
+        return reached(x, ok, "raise" if self.problem.throw else "nan")
+
     def parts(self, z: Tensor) -> list[tuple[int, int]]:
         """Where chunks begin and end; a window bounds the memory of gradients, too."""
         chunk = self.adjoint.chunk
         if chunk is None:
             entries = self.map.structure.num_entries(z.shape[-1])
+            entries = 0 if self.iterates else entries
             chunk = min(self.problem.window, chunk_size(None, z, entries))
         return list(chunks(len(z), chunk))
 
@@ -138,7 +174,8 @@ class _Solve(Function):
         needed = ctx.needs_input_grad[3:]
         if under_transforms() or torch.is_grad_enabled():
             if not under_transforms():
-                _graph(ctx.task.map, lag[:1], ctx.task.map.during(tensors, 0, 1))
+                here = ctx.task.map.during(tensors, 0, 1)
+                graph(ctx.task.map, lag[:1], here, not ctx.task.iterates)
             v = torch.cat([torch.zeros_like(init).unsqueeze(0), v])
             u: Any = _Linear.apply(ctx.task, True, v, lag, *tensors)
             found: Sequence[Tensor | None] = [None] * len(tensors)
@@ -146,7 +183,7 @@ class _Solve(Function):
                 map_ = ctx.task.map
                 found = vjp(lambda *tensors: map_(lag, tensors), tensors, u[1:])
             return None, of_guess, u[0], *found
-        of_init, found = _gradient(ctx.task, v, lag, tensors, needed)
+        of_init, found = gradient(ctx.task, v, lag, tensors, needed)
         return None, of_guess, of_init, *found
 
     @staticmethod
@@ -192,7 +229,7 @@ class _Linear(Function):
         task: _Task, transposed: bool, b: Tensor, lag: Tensor, *tensors: Tensor
     ) -> Any:
         with torch.no_grad():
-            return _recurrence(task, transposed, b, lag, tensors)
+            return recurrence(task, transposed, b, lag, tensors)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
@@ -245,78 +282,3 @@ class _Linear(Function):
         lag = rows(lag, in_dims[3], size, 1)
         x: Any = _Linear.apply(task, transposed, b, lag, *tensors)
         return x.reshape(len(x), size, -1, x.shape[-1]), 1
-
-
-def _recurrence(task, transposed, b, lag, tensors):
-    """See `_Linear`; a chunk of Jacobians at a time."""
-    scan, map_ = task.adjoint.scan, task.map
-    structure = map_.structure
-
-    def matrices(begin, end):
-        xs = map_.during(tensors, begin, end)[: map_.inputs]
-        return jacobian(map_.bound(tensors), lag[begin:end], xs)[1]
-
-    parts = task.parts(lag)
-    x = torch.empty_like(b, memory_format=torch.contiguous_format)
-    if transposed:
-        x[-1] = b[-1]
-        for begin, end in reversed(parts):
-            a = matrices(begin, end)
-            last = x[end]
-            x[begin:end] = structure.solve(a, b[begin:end], last, scan, transposed=True)
-        return x
-    x[0] = b[0]
-    for begin, end in parts:
-        a = matrices(begin, end)
-        right = b[begin + 1 : end + 1]
-        x[begin + 1 : end + 1] = structure.solve(a, right, x[begin], scan)
-    return x
-
-
-def _gradient(task, v, lag, tensors, needed):
-    """The pull of `v` through the solution, if no derivative of it is taken.
-
-    One evaluation in each chunk does for the Jacobian and for the pull that follows.
-    """
-    map_, inputs = task.map, task.map.inputs
-    places = [i for i, x in enumerate(tensors) if needed[i] and is_inexact(x)]
-    of_inputs = {
-        i: torch.empty_like(tensors[i], memory_format=torch.contiguous_format)
-        for i in places
-        if i < inputs
-    }
-    of_params: dict[int, Tensor] = {}
-    u = v[-1]
-    for begin, end in reversed(task.parts(lag)):
-        f, a, here = _graph(map_, lag[begin:end], map_.during(tensors, begin, end))
-        # `u_{t-1} = A_t^T u_t + v_{t-1}`, from the last: see `_Linear`.
-        b = v[begin - 1 : end - 1] if begin else torch.cat([0 * v[:1], v[: end - 1]])
-        before = map_.structure.solve(a, b, u, task.adjoint.scan, transposed=True)
-        after = torch.cat([before[1:], u.unsqueeze(0)])
-        u = before[0]
-        found = grads(f, [here[i] for i in places], after, False)
-        for i, g in zip(places, found, strict=True):
-            if i < inputs:
-                of_inputs[i][begin:end] = g
-            else:
-                of_params[i] = of_params[i] + g if i in of_params else g
-    gradients = {**of_inputs, **of_params}
-    return u, [gradients.get(i) for i in range(len(tensors))]
-
-
-def _graph(map_, lag, tensors):
-    """`f` with its graph, the Jacobians without, and the variables of the graph.
-
-    That there are no others is checked.
-    """
-    with torch.enable_grad():
-        lag = alias(lag, False)
-        here = [alias(x, False) if is_inexact(x) else x for x in tensors]
-        if map_.has_formula:
-            f, a = map_.linearised(lag.detach(), here)
-            a = a.detach()
-        else:
-            f = map_(lag, here)
-            a = map_.structure.pulled(f, lag, False)
-    check_leaves(f, [lag, *here])
-    return f, a, here

@@ -26,6 +26,7 @@ class AbstractChainProblem(abc.ABC):
     autocast: Autocast
     eps: float
     window: int
+    throw: bool
 
     @abc.abstractmethod
     def solve(
@@ -78,7 +79,7 @@ class Found(AbstractChainProblem):
         self.verified(map, init, tensors)
         none = torch.zeros_like(init[:, 0], dtype=torch.int64)
         unknown = torch.full_like(init[:, 0], torch.nan)
-        report = Report(none, none, none, none, unknown, none, unknown, none)
+        report = Report(none, none, none, none, unknown, none, unknown, none, none)
         # An output of an autograd.Function is to have memory of its own.
         return guess.clone(), report, unknown
 
@@ -89,7 +90,6 @@ class ChainProblem(AbstractChainProblem):
 
     solver: AbstractSweep
     max_steps: int
-    throw: bool
     growth: bool
     fallback: bool = False
     patience: int | None = None
@@ -141,7 +141,11 @@ class ChainProblem(AbstractChainProblem):
         report = _summary(reports)
         if self.growth:
             growth = lyapunov_exponent(whole, z, report.prefix, self._chunk)
-            report = report._replace(growth=growth)
+            report = report._replace(
+                growth=growth,
+                num_evals=report.num_evals + 1,
+                num_linear=report.num_linear + whole.num_linear,
+            )
         return z, report, error.value
 
     @property
@@ -180,4 +184,5 @@ def _summary(reports):
         entry=at(each.entry, one),
         growth=at(each.growth, one),
         start=each.start.amin(0),
+        num_linear=each.num_linear.sum(0),
     )

@@ -10,7 +10,7 @@ def default_tolerance(dtype: Any) -> float:
 
 
 def checked_tolerance(name: str, value: Any, default: Any) -> Any:
-    """`value`, a non-negative number or one for each entry; `default` if `None`."""
+    """`value`, a non-negative number or a tensor; `default` if `None`."""
     if value is None:
         return default
     if type(value) in (int, float):
@@ -18,14 +18,17 @@ def checked_tolerance(name: str, value: Any, default: Any) -> Any:
         if not value >= 0:
             raise ValueError(f"`{name}` must be non-negative, got {value}.")
         return float(value)
-    message = f"`{name}` must be a number, got {value!r}."
+    message = (
+        f"`{name}` must be a number, or a tensor with one per entry, got {value!r}."
+    )
     try:
         # A Python number becomes float64, where a small negative one stays negative.
         wide = None if hasattr(value, "dtype") else torch.float64
         values = torch.as_tensor(value, dtype=wide)
     except (TypeError, ValueError, RuntimeError) as e:
         raise TypeError(message) from e
-    if values.is_complex():
+    if values.is_complex() or (values.ndim and not isinstance(value, torch.Tensor)):
+        # Solvers keep what they were given, and multiply with it.
         raise TypeError(message)
     ok = bool((values >= 0).all())
     if not ok:

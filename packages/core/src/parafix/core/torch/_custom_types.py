@@ -1,7 +1,7 @@
 from typing import TypeAlias
 
 import numpy as np
-from jaxtyping import Bool, Complex, Float, Int
+from jaxtyping import Complex, Float, Int
 from torch import Tensor
 
 
@@ -9,4 +9,3 @@ from torch import Tensor
 Inexact: TypeAlias = Float[Tensor, "..."] | Complex[Tensor, "..."]
 ArrayLike: TypeAlias = Tensor | np.ndarray
 Codes: TypeAlias = Int[Tensor, "*batch"]
-Flags: TypeAlias = Bool[Tensor, "*batch"]

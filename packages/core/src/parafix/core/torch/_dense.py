@@ -1,3 +1,4 @@
+import contextlib
 import dataclasses
 import functools
 import math
@@ -11,6 +12,7 @@ from torch.utils import _pytree as pytree
 from ._adjoint import AbstractAdjoint, DenseProblem
 from ._capture import Autocast, Exchange
 from ._check import checked_count, default_tolerance
+from ._inference import out_of_inference
 from ._iteration import AbstractIteration, may_overwrite
 from ._named import named
 from ._result import RESULTS
@@ -301,7 +303,8 @@ def _solve(fn, y0, args, root, solver, adjoint, rtol, atol, max_steps, throw):
     autocast = Autocast.now(z0.device)
 
     def f(z: Tensor, exchange: Exchange) -> Tensor:
-        y = layout.unflatten(z)
+        # What `fn` does to its argument must not reach the iterate.
+        y = layout.unflatten(z.clone())
         given = args
         if exchange:
             exchange_leaf = lambda x: exchange.get(id(x), x)
@@ -312,10 +315,12 @@ def _solve(fn, y0, args, root, solver, adjoint, rtol, atol, max_steps, throw):
         return z - out if root else out
 
     eps = autocast.eps(layout.dtypes)
-    problem = DenseProblem(
-        f, args, autocast, eps, solver, layout.rounded, max_steps, throw
-    )
-    with autocast.entered(enabled=False):
+    derivatives = out_of_inference() if solver.linearises else contextlib.nullcontext()
+    with derivatives as copies, autocast.entered(enabled=False):
+        function = f if copies is None else copies.inside(f)
+        problem = DenseProblem(
+            function, args, autocast, eps, solver, layout.rounded, max_steps, throw
+        )
         # A copy: what `fn` does to its argument is no business of the caller.
         outcome = adjoint.apply(problem, z0.clone())
     stats = {

@@ -61,6 +61,7 @@ def finish(
         torch.where(unstable, certificate.entry, entry),
         report.growth,
         start,
+        report.num_linear + problem.num_linear,
     )
     pairs = zip(finished, report, strict=True)
     report = Report(*(torch.where(needed, new, old) for new, old in pairs))

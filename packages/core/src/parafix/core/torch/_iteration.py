@@ -1,6 +1,7 @@
 import abc
 import contextlib
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any, ClassVar, NamedTuple
 
@@ -8,12 +9,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch._C._functorch import get_unwrapped, is_functorch_wrapped_tensor
-from torch.autograd import forward_ad
 
-from ._calculus import AbstractOperator, under_transforms
+from ._calculus import AbstractOperator, is_recorded
 from ._check import checked_tolerance
 from ._linear import looks
 from ._result import RESULTS
+from ._tally import Tally
 from ._watch import max_abs, Watch
 
 
@@ -87,8 +88,7 @@ class AbstractIteration(abc.ABC):
 
 def may_overwrite() -> bool:
     """Whether a solver may write into its memory: not while its steps are recorded."""
-    recorded = torch.is_grad_enabled() or forward_ad._current_level >= 0
-    return not (recorded or under_transforms())
+    return not is_recorded()
 
 
 class Outcome(NamedTuple):
@@ -132,23 +132,28 @@ def iterate(
     - `start`: `fn(z)` and its Jacobian, if they have been computed.
     - `spent`: evaluations that were made before, and are not in `start`.
     """
-    samples = z.shape[:1]
     eps = torch.finfo(z.dtype).eps
+    growth = eps**-0.75
     # On a CPU the host sees for nothing whether a sample has ended, and most steps end
     # none. An accelerator would have to be waited for, so there everything is computed.
     watched, recorded = z.device.type == "cpu", not may_overwrite()
     fixed = _constant if recorded else _itself
     quiet = torch.no_grad() if torch.is_grad_enabled() else contextlib.nullcontext()
-    watch = None
-    # A guess that is not finite stops the loop before anything is evaluated.
-    active = torch.isfinite(fixed(z)).all(1)
-    everyone = watched and not anywhere(~active)
-    residual = torch.full(samples, torch.inf, dtype=z.dtype, device=z.device)
-    limit = residual
-    result = torch.where(active, RESULTS.max_steps_reached, RESULTS.nonfinite)
-    num_steps = torch.zeros(samples, dtype=torch.int64, device=z.device)
-    num_linear = num_steps
-    best = z
+    watch = Watch(solver, z) if watched and not recorded else None
+    # Nothing need be told of samples apart as long as all are seen to go on.
+    tally: Any = None
+    everyone = watch is not None and watch.sees(z)
+    if not everyone:
+        # A guess that is not finite stops the loop before anything is evaluated.
+        tally = Tally(torch.isfinite(fixed(z)).all(1))
+        everyone = watched and not anywhere(~tally.active)
+        if watch is not None:
+            watch.sees(torch.where(tally.active[:, None], z, 0))
+    best, residual = z, z.new_full(z.shape[:1], torch.inf)
+    first = residual
+    num_linear: Tensor | int = 0
+    # What becomes of all samples if none is told apart at the end.
+    code, num_steps = RESULTS.max_steps_reached, max_steps
     measure = _measure(solver, z)
     memory = solver.init_memory(z)
     for step in range(max_steps):
@@ -160,80 +165,90 @@ def iterate(
         with quiet:
             size, measured = measure(fixed(z), fixed(g))
             if step == 0:
-                limit = max_abs(fixed(g)) * eps**-0.75
-                if watched and not recorded:
-                    watch = Watch(solver, limit)
-                    watch.sees(torch.where(active[:, None], z, 0))
+                first = max_abs(fixed(g))
+                if watch is not None:
+                    watch.limits(growth, first)
             if not everyone:
                 # What has ended does not end again.
-                measured = torch.where(active, measured, 2)
+                measured = torch.where(tally.active, measured, 2)
             calm = watch is not None and watch.all_go_on(measured)
+            if everyone and watch is not None and watch.all_converged():
+                best, residual, tally = z, measured, None
+                code, num_steps = RESULTS.successful, step + 1
+                break
             improved = watch.improved() if everyone and watch is not None else None
             # Comparisons with NaN are false.
             better = measured < residual if improved is None else None
             if better is not None and not everyone:
-                better = active & better
+                better = tally.active & better
             if improved:
                 residual = measured
             elif better is not None:
                 residual = torch.where(better, measured, residual)
             if not calm:
-                going = (measured > 1) & (max_abs(fixed(g)) <= limit)
-                ended = active & ~going
+                tally = tally or _all_active(measured)
+                going = (measured > 1) & (max_abs(fixed(g)) <= growth * first)
+                ended = tally.active & ~going
                 if not watched or anywhere(ended):
                     everyone = False
-                    nonfinite = ended & ~torch.isfinite(fixed(value)).all(1)
-                    for flag, code in (
-                        (ended, RESULTS.diverged),
-                        (nonfinite, RESULTS.nonfinite),
-                        (ended & (measured <= 1), RESULTS.successful),
-                    ):
-                        result = torch.where(flag, code, result)
-                    num_steps = torch.where(ended, step + 1, num_steps)
-                    active = active & going
+                    finite = torch.isfinite(fixed(value)).all(1)
+                    codes = torch.where(finite, RESULTS.diverged, RESULTS.nonfinite)
+                    codes = torch.where(measured <= 1, RESULTS.successful, codes)
+                    tally.end(ended, codes, step + 1)
         if improved:
             best = z
         elif better is not None:
             best = torch.where(better[:, None], z, best)
         if not everyone:
-            if not calm and looks(step, z.device) and not anywhere(active):
+            if not calm and looks(step, z.device) and not anywhere(tally.active):
                 break
-            g = torch.where(active[:, None], g, 0)
+            g = torch.where(tally.active[:, None], g, 0)
         new, memory, linear = solver.advance(z, g, jvp, memory)
         new = rounded(new)
         if not everyone:
-            new = torch.where(active[:, None], new, z)
+            new = torch.where(tally.active[:, None], new, z)
         with quiet:
             if solver.linearises:
-                num_linear = num_linear + torch.where(active, linear, 0)
+                counted = linear if everyone else torch.where(tally.active, linear, 0)
+                num_linear = num_linear + counted
             change = fixed(new) - fixed(z)
             moves = False
             if watch is not None:
                 lengths = max_abs(change)
                 if not everyone:
-                    lengths = torch.where(active, lengths, watch.moving)
+                    lengths = torch.where(tally.active, lengths, watch.moving)
                 moves = watch.all_move(lengths)
             if not moves:
-                finite = torch.isfinite(fixed(new)).all(1)
-                failed = active & ~finite
+                tally = tally or _all_active(measured)
+                failed = tally.active & ~torch.isfinite(fixed(new)).all(1)
                 still = (change.abs() <= eps * size).all(1)
-                stalled = active & still if solver.rests else torch.zeros_like(still)
+                stalled = tally.active & still & solver.rests
                 if not watched or anywhere(failed | stalled):
                     everyone = False
-                    result = torch.where(failed, RESULTS.linear_solve_failed, result)
-                    result = torch.where(stalled, RESULTS.stalled, result)
-                    num_steps = torch.where(failed | stalled, step + 1, num_steps)
-                    active = active & ~(failed | stalled)
+                    codes = RESULTS.stalled, RESULTS.linear_solve_failed
+                    codes = torch.where(stalled, *codes)
+                    tally.end(failed | stalled, codes, step + 1)
         if not (moves or everyone):
-            new = torch.where(active[:, None], new, z)
-            if looks(step, z.device) and not anywhere(active):
+            new = torch.where(tally.active[:, None], new, z)
+            if looks(step, z.device) and not anywhere(tally.active):
                 break
         if watch is not None and not moves:
-            watch.sees(torch.where(active[:, None], new, 0))
+            watch.sees(torch.where(tally.active[:, None], new, 0))
         z = new
-    num_steps = torch.where(active, max_steps, num_steps)
-    num_evals = num_steps + spent
-    return Outcome(best, result, num_steps, num_evals, num_linear, residual, memory)
+    whole = functools.partial(first.new_full, first.shape, dtype=torch.int64)
+    if tally is None:
+        result, steps, evals = map(whole, (code, num_steps, num_steps + spent))
+    else:
+        result = tally.result
+        steps = torch.where(tally.active, max_steps, tally.num_steps)
+        evals = steps + spent
+    if not isinstance(num_linear, Tensor):
+        num_linear = whole(num_linear)
+    return Outcome(best, result, steps, evals, num_linear, residual, memory)
+
+
+def _all_active(like):
+    return Tally(torch.ones_like(like, dtype=torch.bool))
 
 
 def _constant(x):
@@ -247,7 +262,9 @@ def _itself(x):
 def _measure(solver, like):
     """`(z, g)` to `|z|`, and of each sample `max |g| / (atol + rtol |z|)`."""
     rtol, atol = (
-        torch.as_tensor(x, dtype=like.dtype, device=like.device)
+        like.new_full((), x)
+        if isinstance(x, float)
+        else torch.as_tensor(x, dtype=like.dtype, device=like.device)
         for x in (solver.rtol, solver.atol)
     )
     tiny = torch.finfo(like.dtype).tiny

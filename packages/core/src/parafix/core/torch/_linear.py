@@ -21,7 +21,7 @@ from ._calculus import (
     vjp,
 )
 from ._check import checked_count, checked_tolerance
-from ._result import RESULTS
+from ._result import raise_if, RESULTS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,17 +113,14 @@ def linear_solve(
             x, count, ok = gmres(
                 lambda v: v - operator(v), b, solver, rtol, operator.eps
             )
-        return _checked(x, ok, on_failure), count, ok
+        return reached(x, ok, on_failure), count, ok
 
 
-def _checked(x, ok, on_failure):
-    if on_failure == "raise" and not bool(ok.all()):
-        sample = int(torch.nonzero(~ok)[0])
-        text = RESULTS[RESULTS.linear_solve_failed]
-        raise RuntimeError(
-            f"{int((~ok).sum())} of {ok.numel()} samples failed; sample {sample}: "
-            f"{text}"
-        )
+def reached(x: Tensor, ok: Tensor, on_failure: OnFailure) -> Tensor:
+    """`x`, `(..., B, n)`, and what becomes of the samples that are not `ok`, `(B,)`."""
+    if on_failure == "raise":
+        code = torch.where(ok, RESULTS.successful, RESULTS.linear_solve_failed)
+        raise_if(code)
     return torch.where(ok[:, None], x, torch.nan) if on_failure == "nan" else x
 
 

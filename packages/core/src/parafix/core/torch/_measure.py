@@ -29,11 +29,6 @@ def _beside(x, z):
     return x.to(z.dtype) if isinstance(x, Tensor) else x
 
 
-def max_residual(f: Tensor, z: Tensor, rtol: Any, atol: Any) -> Tensor:
-    """`max |f - z|` in units of the tolerance."""
-    return max_abs(ratio(f - z, tolerance(rtol, atol, z)))
-
-
 def first(where: Tensor, begin: int, length: int) -> Tensor:
     """The first time at which `where`, `(T, B, n)`, is true anywhere.
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -10,16 +10,8 @@ from torch import Tensor
 from ._check import checked_count, checked_tolerance
 from ._iteration import AbstractIteration, may_overwrite
 from ._linear import GMRES, linear_solve, LinearSolver, LU
-from ._rows import (
-    all_apart,
-    combined,
-    divisor,
-    length,
-    products,
-    put,
-    seen,
-    surely_finite,
-)
+from ._rows import all_apart, combined, divisor, length, products, put, seen
+from ._secants import Secants
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,17 +40,12 @@ class FixedPoint(AbstractIteration):
 class _AndersonMemory(NamedTuple):
     # The same for all samples, which start together.
     taken: int
-    last_plain: Tensor
-    last_g: Tensor
-    # `(B, m, n)`: differences of consecutive plain steps `z + mixing g` and residuals,
-    # scaled so that those of the residuals have unit length; the oldest is overwritten.
-    moves: Tensor
-    dg: Tensor
-    # `(B, m, m)`
-    gram: Tensor
-    # Where to write in place: by slot, the parts of `moves` and `dg`, the row and the
-    # column of `gram`, and what is on its diagonal.
-    places: Any
+    # `(B, n)`: the last plain step `z + mixing g`.
+    plain: Tensor
+    # `(B, 1, n)`
+    g: Tensor
+    # The oldest is overwritten.
+    secants: Secants
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,55 +82,21 @@ class Anderson(AbstractIteration):
         checked_tolerance("ridge", self.ridge, None)
 
     def init_memory(self, z):
-        samples, size = z.shape
-        m = min(self.history, size)
-        moves, dg = (z.new_zeros(samples, m, size) for _ in range(2))
-        # A column that is missing has a one on the diagonal, and changes nothing.
-        gram = torch.eye(m, dtype=z.dtype, device=z.device).repeat(samples, 1, 1)
-        places = None
-        if may_overwrite():
-            places = list(
-                zip(
-                    *(x.unbind(1) for x in (moves, dg, gram, gram.mT)),
-                    gram.diagonal(dim1=1, dim2=2).unbind(1),
-                    strict=True,
-                )
-            )
-        return _AndersonMemory(0, z, torch.zeros_like(z), moves, dg, gram, places)
+        secants = Secants.none(z, min(self.history, z.shape[1]))
+        return _AndersonMemory(0, z, z.unsqueeze(1), secants)
 
     def advance(self, z, g, jvp, memory):
         del jvp
-        plain = torch.add(z, g, alpha=self.mixing)
-        if memory.taken == 0:
-            return plain, memory._replace(taken=1, last_plain=plain, last_g=g), 0
-        taken, last_plain, last_g, moves, dg, gram, places = memory
-        inplace = places is not None
-        slot = (taken - 1) % gram.shape[1]
-        ridge = torch.finfo(z.dtype).eps ** 0.75 if self.ridge is None else self.ridge
-        change = g - last_g
-        # Nothing to learn from a residual that came again: then this is infinite, and
-        # the column zero.
-        scale = divisor(change, inplace)
-        if places is not None:
-            move_at, column_at, row_at, transposed_at, diagonal_at = places[slot]
-            torch.div(plain - last_plain, scale, out=move_at)
-            row = products(dg, torch.div(change, scale, out=column_at))
-            row_at.copy_(row)
-            transposed_at.copy_(row)
-            diagonal_at.fill_(1 + ridge)
-        else:
-            column = change / scale
-            moves = put(moves, slot, (plain - last_plain) / scale, inplace)
-            dg = put(dg, slot, column, inplace)
-            row = put(products(dg, column), slot, 1 + ridge, inplace)
-            gram = put(put(gram, slot, row, inplace).mT, slot, row, inplace)
-        factor, info = torch.linalg.cholesky_ex(gram)
-        gamma = torch.cholesky_solve(products(dg, g).unsqueeze(2), factor)
-        new = plain - combined(gamma, moves)
-        if not (seen(new, inplace) and info.max().item() == 0 and surely_finite(new)):
-            good = (info == 0) & torch.isfinite(new.detach()).all(1)
-            new = torch.where(good[:, None], new, plain)
-        return new, _AndersonMemory(taken + 1, plain, g, moves, dg, gram, places), 0
+        plain = new = torch.add(z, g, alpha=self.mixing)
+        g = g.unsqueeze(1)
+        taken, last_plain, last_g, secants = memory
+        if taken:
+            eps = torch.finfo(z.dtype).eps
+            ridge = eps**0.75 if self.ridge is None else self.ridge
+            slot = (taken - 1) % secants.gram.shape[1]
+            secants = secants.put(slot, (plain, last_plain), (g, last_g), ridge)
+            new = secants.accelerated(plain, g)
+        return new, _AndersonMemory(taken + 1, plain, g, secants), 0
 
 
 class _BroydenMemory(NamedTuple):

@@ -4,8 +4,6 @@ Sums of products of entries, and no products of matrices: those round by the siz
 batch. `inplace` says that memory may be overwritten and that nothing is recorded.
 """
 
-import math
-
 import torch
 from torch import Tensor
 
@@ -22,10 +20,10 @@ def length(x: Tensor) -> Tensor:
 
 
 def divisor(x: Tensor, inplace: bool) -> Tensor:
-    """The length, `(B, 1)`; infinite, or as good as that, where it is zero."""
+    """The length, `(..., 1)`; infinite, or as good as that, where it is zero."""
     if inplace:
         # What is divided by it is zero, or so small that its square is none.
-        return torch.linalg.vector_norm(x, 2, 1, True).clamp_min(_TINY[x.dtype])
+        return torch.linalg.vector_norm(x, 2, -1, True).clamp_min(_TINY[x.dtype])
     squared = (x * x).sum(-1, keepdim=True)
     positive = squared > 0
     return torch.where(positive, torch.where(positive, squared, 1).sqrt(), torch.inf)
@@ -57,12 +55,6 @@ def all_apart(dots: Tensor, x: Tensor, y: Tensor, eps: float) -> bool:
     cosines = dots / torch.mul(*lengths)
     # False where one is zero.
     return cosines.abs().min().item() > eps
-
-
-def surely_finite(x: Tensor) -> bool:
-    """Whether the sum of all entries says that they are finite."""
-    # Finite numbers may have a sum that is not; then each is looked at.
-    return math.isfinite(x.sum().item())
 
 
 def put(buffer: Tensor, slot: int, value: Tensor | float, inplace: bool) -> Tensor:

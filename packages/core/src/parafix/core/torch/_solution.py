@@ -24,7 +24,7 @@ class Solution(Generic[_Value]):
     - `stats`: a dictionary of tensors of the same shape:
         `num_steps` (sweeps, or steps of the solver; summed over windows),
         `num_evals` (calls of `f`, each of all times at once),
-        `num_linear` (Jacobian-vector products, likewise),
+        `num_linear` (Jacobian-vector products, or pulls, likewise),
         `residual` (`max |f(z) - z| / (atol + rtol |z|)` at `value`),
         for chains `converged_prefix` (how many entries from the start are right to
         within tolerance), `error_estimate` (how far rounding may have carried
@@ -32,7 +32,8 @@ class Solution(Generic[_Value]):
         largest entry), `sequential_from` (the first time, in the order of running,
         whose state a loop has computed; `T` if none), and if it was asked for
         `lyapunov_exponent` (an error grows by about `exp` of it in every step of that
-        prefix; negative for a chain that forgets).
+        prefix; negative for a chain that forgets; it takes one of the calls of `f`,
+        with its Jacobian).
     - `position`, `leaf`, `leaves`: of a chain, the first bad position and the number of
         its leaf for each sample, and the names of the leaves.
     """

@@ -8,7 +8,7 @@ from torch.utils import _pytree as pytree
 from ._adjoint import AbstractAdjoint, ImplicitAdjoint
 from ._capture import Autocast
 from ._certificate import certify, ErrorEstimate, Report, worst
-from ._chain import Chain, Leaf, States
+from ._chain import Chain, check_states, differentiable, Leaf, States
 from ._chain_adjoint import ChainAdjoint
 from ._chain_problem import ChainProblem
 from ._check import checked_count, checked_tolerance
@@ -114,31 +114,27 @@ def solve_chain(
     solver = as_sweep(solver, rtol, atol, wide.eps**0.75)
     adjoint = as_adjoint(adjoint)
     if length == 0 or init.numel() == 0:
-        return _empty_solution(problem)
+        return _empty_solution(problem, growth)
     problem.structure.shape(problem.size)  # An error if there cannot be such blocks.
     if isinstance(solver, Sequential):
-        return _solve_sequentially(problem, solver)
+        return _solve_sequentially(problem, solver, growth)
     eps = autocast.eps([init.dtype])
-    task = ChainProblem(
-        wide,
-        autocast,
-        eps,
-        length if window is None else min(window, length),
-        solver,
-        length if max_steps is None else max_steps,
-        throw,
-        growth,
-        fallback is not None,
-        patience,
-    )
     guess = None if guess is None else guess.to(wide.init.dtype)
-    with autocast.entered(enabled=False):
+    with differentiable(wide) as wide, autocast.entered(enabled=False):
+        task = ChainProblem(
+            wide,
+            autocast,
+            eps,
+            length if window is None else min(window, length),
+            throw,
+            solver,
+            length if max_steps is None else max_steps,
+            growth,
+            fallback is not None,
+            patience,
+        )
         z, report, error = adjoint.apply(task, guess)
-    # What is not a sweep is a certificate, which takes the whole Jacobian.
-    certificates = report.num_evals - report.num_steps
-    linear = report.num_steps * solver.num_linear(problem.num_linear)
-    linear = linear + certificates * problem.num_linear
-    return _solution(problem, z.to(init.dtype), report, error, linear, growth)
+    return _solution(problem, z.to(init.dtype), report, error, growth)
 
 
 def as_adjoint(adjoint: Any) -> ChainAdjoint:
@@ -166,6 +162,7 @@ def assess(
     *,
     rtol: Any = None,
     atol: Any = None,
+    growth: bool = True,
 ) -> Solution[States]:
     """What can be said of states that the sequential program returned.
 
@@ -174,6 +171,7 @@ def assess(
     - `problem`: a [`parafix.core.torch.Chain`][] of length `T` with states `(B, n)`.
     - `z`: shape `(T, B, n)`, its states, one step after the other.
     - `rtol`, `atol`: the unit in which the residual is given.
+    - `growth`: whether to measure `stats["lyapunov_exponent"]`.
 
     **Returns:**
 
@@ -183,39 +181,43 @@ def assess(
     and the error estimate are NaN where the step can be run for one time only.
     """
     if z.numel() == 0:
-        return _empty_solution(problem)
+        return _empty_solution(problem, growth)
     wide = widened(problem, Autocast.now(z.device))
     rtol = checked_tolerance("rtol", rtol, wide.eps**0.75)
     atol = checked_tolerance("atol", atol, wide.eps**0.75)
-    # What is reported about the states carries no derivative.
-    init, xs = pytree.tree_map_only(Tensor, torch.Tensor.detach, (wide.init, wide.xs))
-    fixed = dataclasses.replace(wide, init=init, xs=xs)
-    states = z.detach().to(init.dtype)
-    with torch.no_grad():
+    with differentiable(wide) as wide, torch.no_grad():
+        # What is reported about the states carries no derivative.
+        of_chain = (wide.init, wide.xs)
+        init, xs = pytree.tree_map_only(Tensor, torch.Tensor.detach, of_chain)
+        fixed = dataclasses.replace(wide, init=init, xs=xs)
+        states = z.detach().to(init.dtype)
         prefix = first(~torch.isfinite(states), 0, problem.length)
         none = torch.zeros_like(prefix)
         unknown = torch.full_like(states[0, :, 0], torch.nan)
-        residual = error = growth = unknown
-        entry, products = worst(at(states, prefix)), 0
+        residual = error = exponent = unknown
+        entry, jacobians = worst(at(states, prefix)), 0
         if fixed.has_tangent:
             certificate = certify(
                 fixed, states, ErrorEstimate.zero(fixed.init), rtol, atol
             )
             residual, error = certificate.residual, certificate.error.value
-            growth = lyapunov_exponent(fixed, states, prefix)
-            products = problem.num_linear
+            jacobians = 1
+            if growth:
+                exponent = lyapunov_exponent(fixed, states, prefix)
+                jacobians = 2
         bad = prefix < problem.length
         report = Report(
             torch.where(bad, RESULTS.nonfinite, RESULTS.successful),
             prefix,
             none + problem.length,
-            none + 2,
+            none + jacobians,
             residual,
             entry,
-            growth,
+            exponent,
             none,
+            none + jacobians * problem.num_linear,
         )
-    return _solution(problem, z, report, error, none + products)
+    return _solution(problem, z, report, error, growth)
 
 
 def widened(problem: Chain, autocast: Autocast) -> Chain:
@@ -245,32 +247,35 @@ def widened(problem: Chain, autocast: Autocast) -> Chain:
     )
 
 
-def _empty_solution(problem):
+def _empty_solution(problem, growth):
     samples = problem.init.shape[:1]
     none = torch.zeros(samples, dtype=torch.int64, device=problem.init.device)
     zero = problem.init.new_zeros(samples)
     length = none + problem.length
     unknown = torch.full_like(zero, torch.nan)
-    report = Report(none, length, none, none, zero, none, unknown, length)
+    report = Report(none, length, none, none, zero, none, unknown, length, none)
     z = problem.init.new_zeros((problem.length, *problem.init.shape))
-    return _solution(problem, z, report, zero, none)
+    return _solution(problem, z, report, zero, growth)
 
 
-def _solve_sequentially(problem, solver):
+def _solve_sequentially(problem, solver, growth):
     tensors, joined = parted(problem.xs)
     z, states = problem.init, []
     steps = [x.unbind(0) for x in tensors]
     for t in range(problem.length):
-        z = problem.step(z, joined([x[t] for x in steps]))
+        # A copy: what the step does to its argument is no business of `states`.
+        z = problem.step(z.clone(), joined([x[t] for x in steps]))
+        check_states(z, problem.init)
         states.append(z)
-    return assess(problem, torch.stack(states), rtol=solver.rtol, atol=solver.atol)
+    tolerances = {"rtol": solver.rtol, "atol": solver.atol}
+    return assess(problem, torch.stack(states), growth=growth, **tolerances)
 
 
-def _solution(problem, z, report, error, num_linear, growth=True):
+def _solution(problem, z, report, error, growth):
     stats = {
         "num_steps": report.num_steps,
         "num_evals": report.num_evals,
-        "num_linear": num_linear,
+        "num_linear": report.num_linear,
         "residual": report.residual,
         "converged_prefix": report.prefix,
         "error_estimate": error,

@@ -304,6 +304,13 @@ class Structured:
     step: Callable[[Any, Any], Any]
     structure: AbstractStructure
 
+    def __post_init__(self) -> None:
+        if not isinstance(self.structure, AbstractStructure):
+            raise TypeError(
+                "`structure` must be an AbstractStructure such as `Diagonal()` or "
+                f"`Blocks(4)`, got {self.structure!r}."
+            )
+
     def __call__(self, z: Any, x: Any) -> Any:
         return self.step(z, x)
 

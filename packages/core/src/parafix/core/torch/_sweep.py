@@ -134,10 +134,10 @@ def solve_by_sweeps(
     everyone = torch.ones_like(none, dtype=torch.bool)
     memory = None if solver.damping is None else solver.damping.init(problem.init)
     certificate = Certificate.start(problem, error)
-    state = SweepState(none, ~everyone, none, certificate, memory)
+    state = SweepState(none, ~everyone, none, none, certificate, memory)
     z, state = run.sweeps(z, state, everyone, None, patience)
     certified = run.certified if solver.newton else run.refined
-    z, state, count = certified(z, state)
+    z, state, certificates = certified(z, state)
     certificate, length = state.certificate, problem.length
     result = torch.where(certificate.newton <= 1, RESULTS.successful, RESULTS.stalled)
     for flag, code in (
@@ -167,7 +167,10 @@ def solve_by_sweeps(
         beyond = torch.arange(length, device=z.device)[:, None] >= end
         z = torch.where(beyond[..., None], torch.nan, z)
     unknown = torch.full_like(residual, torch.nan)
-    evals = state.num_steps + count
+    # Newton's method evaluates once more for the residual, without a Jacobian.
+    evals = state.num_steps + state.num_looks + certificates + int(solver.newton)
+    whole = problem.num_linear
+    linear = state.num_steps * solver.num_linear(whole) + certificates * whole
     report = Report(
         result,
         prefix,
@@ -177,6 +180,7 @@ def solve_by_sweeps(
         entry,
         unknown,
         none + length,
+        linear,
     )
     return z, report, certificate.error
 
@@ -227,13 +231,13 @@ class _Run:
                 return z, state
 
     def certified(self, z, state):
-        """The certificate of Newton's method, and the evaluations that took."""
+        """The certificate of Newton's method, and the number of Jacobians it took."""
         # The sweep that confirmed `z` has done it, so only failures are looked at.
         sure = state.prefix == self.problem.length
         if not bool(sure.all()):
             certificate = where(sure, state.certificate, self.certify(z))
             state = dataclasses.replace(state, certificate=certificate)
-        return z, state, torch.where(sure, 1, 2)
+        return z, state, torch.where(sure, 0, 1)
 
     def refined(self, z, state):
         """Sweeps on until the Newton step of `z` is within tolerance too."""

@@ -15,13 +15,15 @@ from ._measure import all_finite, at, first, tolerance
 class SweepState:
     """All about the iterate that entered the last sweep; each of shape `(B,)`.
 
-    The certificate is that of Newton's method, once it has converged; otherwise it has
-    no meaning. `memory` is what the damping remembers.
+    `num_looks` says how often Newton's method has looked at an iterate that it was
+    about to return. The certificate is that of Newton's method, once it has converged;
+    otherwise it has no meaning. `memory` is what the damping remembers.
     """
 
     prefix: Tensor
     nonfinite: Tensor
     num_steps: Tensor
+    num_looks: Tensor
     certificate: Certificate
     memory: Any = None
 
@@ -47,6 +49,7 @@ def advance(
     nonfinite = torch.zeros_like(state.nonfinite)
     certificate = Certificate.start(problem, error)
     last, held, total, parts = None, None, 0, []
+    converged = False
     chunk = chunk_size(solver.chunk, z, problem.num_entries)
     for begin, end in chunks(length, chunk):
         part_z = z[begin:end]
@@ -74,16 +77,44 @@ def advance(
             bad = ~torch.isfinite(at(f, stop - begin)).all(-1)
             nonfinite = torch.where(stop < prefix, bad, nonfinite)
         prefix = torch.minimum(prefix, stop)
-        if solver.newton and a is not None and bool((prefix == length).any()):
+        converged = solver.newton and bool((prefix == length).any())
+        if converged and a is not None:
             part = Part(begin, part_z, r, tol)
             within = prefix == length
-            certificate = vouch(problem, solver.scan, certificate, part, d, a, within)
+            certificate = vouch(
+                problem, solver.scan, certificate, part, d, a, within, solver.rtol
+            )
         last = d[-1]
         parts.append(new)
     new = parts[0] if len(parts) == 1 else torch.cat(parts)
     memory = state.memory
     memory = memory if damping is None else damping.update(memory, total)
-    return new, SweepState(prefix, nonfinite, state.num_steps + 1, certificate, memory)
+    steps, looks = state.num_steps + 1, state.num_looks
+    if converged:
+        # An update of the size of rounding leads nowhere.
+        doubtful = (prefix == length) & ~certificate.tiny
+        if bool(doubtful.any()):
+            prefix = _look(solver, problem, new, prefix, doubtful, chunk)
+        looks = looks + doubtful
+    return new, SweepState(prefix, nonfinite, steps, looks, certificate, memory)
+
+
+def _look(solver, problem, z, prefix, doubtful, chunk):
+    """`prefix` after a look at the iterate that is returned, where it is `doubtful`.
+
+    What a sweep has seen is the iterate before it. The two are within tolerance of each
+    other, and yet a jump of `step`, where it takes a decision, may lie between them.
+    """
+    length, step, lag = problem.length, problem.at_all_times, problem.lag(z)
+    beyond = torch.full_like(prefix, length)
+    for begin, end in chunks(length, chunk):
+        part = z[begin:end]
+        r = step(lag[begin:end], slices(problem.xs, begin, end)) - part
+        tol = tolerance(solver.rtol, solver.atol, part)
+        beyond = torch.minimum(beyond, first(~(r.abs() <= tol), begin, length))
+    # Of the iterate before, one state less is within tolerance.
+    before = torch.where(beyond < length, (beyond - 1).clamp(min=0), length)
+    return torch.where(doubtful, before, prefix)
 
 
 def _quarantined(f, z, new, d, begin, broken, length):

@@ -125,6 +125,17 @@ class Body(eqx.Module):
     # Whether it does more than compute: prints, or talks to other samples.
     effects: bool = eqx.field(static=True, default=False)
 
+    def check_drivers(self, layout: Layout) -> None:
+        """Raises `TypeError` if a leaf that is no float depends on one that is."""
+        if self.tainted:
+            driver, source = self.tainted[0]
+            dtype = layout.structs[layout.names.index(driver)].dtype
+            raise TypeError(
+                f"`{driver}` ({dtype}) depends on `{source}`, and only float leaves of "
+                "the carry can be iterated on. Make it a float, or use "
+                'solver="sequential".'
+            )
+
 
 def inspect(f: Callable, layout: Layout, carry: PyTree, x: PyTree) -> Body:
     """Which drivers depend on floats, and which outputs are the new carry itself."""

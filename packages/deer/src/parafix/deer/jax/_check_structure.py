@@ -10,6 +10,7 @@ from parafix.core.jax import AbstractStructure
 
 from ._carry import Layout
 from ._job import as_chain, Job
+from ._scan import check_lengths, checked_structure
 from ._segments import Segments
 
 
@@ -44,19 +45,20 @@ def check_structure(
     **Raises:**
 
     `ValueError` if the declaration is false: with the entry that is worst, what stands
-    there, and at which carry.
+    there, and at which carry. `TypeError` if a leaf of the carry that is no float
+    depends on one that is, or if `structure` is none.
     """
+    structure = checked_structure(structure)
+    check_lengths(xs)
     carry = jax.tree.map(jnp.asarray, carry)
     layout = Layout.of(jax.eval_shape(lambda carry: carry, carry))
-    lengths = {jnp.shape(x)[0] for x in jax.tree.leaves(xs)} or {1}
-    if len(lengths) > 1:
-        raise ValueError(f"The leaves of `xs` must have one length, got {lengths}.")
+    lengths = [jnp.shape(x)[0] for x in jax.tree.leaves(xs)]
     job = Job(
         f,
         layout,
         rtol=None,
         atol=None,
-        length=lengths.pop(),
+        length=lengths[0] if lengths else 1,
         reverse=False,
         unroll=1,
         max_steps=None,
@@ -66,5 +68,6 @@ def check_structure(
         structure=structure,
     )
     xs = jax.tree.map(jnp.asarray, xs)
+    job.inspect(carry, xs).check_drivers(layout)
     problem, _ = as_chain(job, carry, xs, Segments())
     parafix.core.jax.check_structure(problem)

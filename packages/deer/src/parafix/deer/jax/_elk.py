@@ -1,10 +1,10 @@
 from jaxtyping import ArrayLike
 
-from parafix.core.jax import AbstractScan, AbstractSweep, checked_tolerance, jacobian
+from parafix.core.jax import AbstractScan, AbstractSweep, jacobian
 
 from ._deer import SWEEP_ARGUMENTS
 from ._quasi import diagonal
-from ._trust_region import TrustRegion
+from ._trust_region import check_radius, TrustRegion
 
 
 class ELK(AbstractSweep):
@@ -29,7 +29,7 @@ class ELK(AbstractSweep):
     radius: ArrayLike = 100.0
 
     def __check_init__(self):
-        checked_tolerance("radius", self.radius, None)
+        check_radius(self.radius)
 
     @property
     def damping(self):  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -61,7 +61,7 @@ class QuasiELK(AbstractSweep):
     radius: ArrayLike = 100.0
 
     def __check_init__(self):
-        checked_tolerance("radius", self.radius, None)
+        check_radius(self.radius)
 
     @property
     def damping(self):  # pyright: ignore[reportIncompatibleVariableOverride]

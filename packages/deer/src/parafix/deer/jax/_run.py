@@ -41,13 +41,7 @@ def _run(
             rtol, atol = solver.rtol, solver.atol
         return _run_sequentially(job, rtol, atol, init, xs, segments)
     body = job.inspect(init, xs)
-    if body.tainted:
-        driver, source = body.tainted[0]
-        dtype = job.layout.structs[job.layout.names.index(driver)].dtype
-        raise TypeError(
-            f"`{driver}` ({dtype}) depends on `{source}`, and only float leaves of the "
-            'carry can be iterated on. Make it a float, or use solver="sequential".'
-        )
+    body.check_drivers(job.layout)
     out, solution = _run_in_parallel(job, solver, body, init, xs, guess, segments)
     return (out, solution) if job.return_solution else out
 

@@ -138,8 +138,8 @@ def scan(
 
     `TypeError` or `ValueError` for arguments that do not fit, and the sentence of the
     result (an `equinox.EquinoxRuntimeError`) where a solve fails and `throw` is true.
-    A false `structure` is such an error too, whatever `throw`: products with the
-    Jacobian at a few points, some far from `init`, contradict it.
+    A false `structure` is such an error too, whatever `throw`, where sweeps run:
+    products with the Jacobian at a few points, some far from `init`, contradict it.
     [`parafix.deer.jax.check_structure`][] says where.
 
     ??? cite "Reference"
@@ -147,7 +147,7 @@ def scan(
         Lim, Zhu, Selfridge and Kasim, "Parallelizing non-linear sequential models over
         the sequence length", ICLR 2024.
     """
-    _check_lengths(xs)
+    check_lengths(xs)
     max_steps = checked_count("max_steps", max_steps)
     window = checked_count("window", window)
     automatic = isinstance(solver, str) and solver == "auto"
@@ -171,13 +171,7 @@ def scan(
     ladder, guess = _rung(guess)
     plain = guess is None and not return_solution
     plain = plain and resets is None and lengths is None
-    if structure is None:
-        structure = structure_of(f)
-    elif not isinstance(structure, AbstractStructure):
-        raise TypeError(
-            "`structure` must be an AbstractStructure such as `Diagonal()` or "
-            f"`Blocks(4)`, got {structure!r}."
-        )
+    structure = structure_of(f) if structure is None else checked_structure(structure)
     function = hashable(f)
     plain = plain and isinstance(chosen, Sequential) and function is f
     if plain and adjoint is None and not on_cpu:
@@ -241,7 +235,18 @@ def scan(
     return runs(job, solver, init, xs, guess, segments)
 
 
-def _check_lengths(xs):
+def checked_structure(structure: Any) -> AbstractStructure:
+    """`structure`, which must be one."""
+    if not isinstance(structure, AbstractStructure):
+        raise TypeError(
+            "`structure` must be an AbstractStructure such as `Diagonal()` or "
+            f"`Blocks(4)`, got {structure!r}."
+        )
+    return structure
+
+
+def check_lengths(xs: Any) -> None:
+    """Raises `ValueError` if the inputs have not one length, on their first axes."""
     for path, x in jax.tree_util.tree_leaves_with_path(xs):
         if jnp.ndim(x) == 0:
             raise ValueError(

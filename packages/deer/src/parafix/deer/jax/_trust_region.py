@@ -1,10 +1,12 @@
+from typing import Any
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, ArrayLike, Float
 
-from parafix.core.jax import AbstractDamping, checked_tolerance
+from parafix.core.jax import AbstractDamping, checked_tolerance, compose
 
 
 _Matrices = Float[Array, "T ..."]
@@ -45,7 +47,7 @@ class TrustRegion(AbstractDamping):
     radius: ArrayLike
 
     def __check_init__(self):
-        checked_tolerance("radius", self.radius, None)
+        check_radius(self.radius)
 
     def init(self, z):
         del z
@@ -62,7 +64,7 @@ class TrustRegion(AbstractDamping):
         before = jnp.concatenate([carry[None], gains[:-1]])
         if a.ndim == 2:
             return a * (1 - before), gains[-1]
-        return _product(a, _unit(before) - before), gains[-1]
+        return compose(a, _unit(before) - before, True), gains[-1]
 
     def update(self, memory, residual):
         del memory, residual
@@ -73,6 +75,13 @@ TrustRegion.__init__.__doc__ = """**Arguments:**
 - `radius`: how far a state may move in a sweep before it is held back; in the units of
     the state. Zero to infinity.
 """
+
+
+def check_radius(radius: Any) -> None:
+    """Raises an error if `radius` is not one number, of at least zero."""
+    if radius is None or jnp.ndim(radius):
+        raise TypeError(f"`radius` must be a single number, got {radius!r}.")
+    checked_tolerance("radius", radius, None)
 
 
 def kalman_gains(
@@ -176,28 +185,30 @@ class _Dense(eqx.Module):
         return self.product(self.product(a, k), self.transpose(a))
 
     def product(self, x, y):
-        return _product(x, y)
+        return compose(x, y, True)
 
     def transpose(self, x):
         return jnp.swapaxes(x, -1, -2)
 
     def divide(self, m, x):
         """`(I + m)^{-1} x` for `x = m`: symmetric, but for rounding."""
-        k = jnp.linalg.solve(_unit(m) + m, x)
+        k = _solve(m, x)
         return (k + self.transpose(k)) / 2
 
     def divide_both(self, m, x, y):
         """`(I + m)^{-1}` times `x` and `y`."""
         size = m.shape[-1]
-        both = jnp.concatenate([x, y], -1)
-        both = jnp.linalg.solve(_unit(m) + m, both)
+        both = _solve(m, jnp.concatenate([x, y], -1))
         return both[..., :size], both[..., size:]
+
+
+def _solve(m, x):
+    """`(I + m)^{-1} x`, of numbers of half precision in single precision."""
+    wide = m.dtype if jnp.finfo(m.dtype).bits >= 32 else jnp.float32
+    y = jnp.linalg.solve((_unit(m) + m).astype(wide), x.astype(wide))
+    return y.astype(x.dtype)
 
 
 def _unit(x):
     """The identity, as often as there are matrices in `x`."""
     return jnp.broadcast_to(jnp.eye(x.shape[-1], dtype=x.dtype), x.shape)
-
-
-def _product(x, y):
-    return jnp.matmul(x, y, precision=lax.Precision.HIGHEST)

@@ -46,14 +46,15 @@ def choose(
 
     ??? info "Measured"
 
-        On one thread of a CPU, a GRU in float32 whose step is some ten operations. The
-        loop costs 60 microseconds a step, the sweeps 40 if `T = 1000`, `B = 1` and
-        `n = 2` or 8, and more than the loop if `n = 16`, if `B = 16`, or if `T` is 300
-        or less. With a gradient they win earlier: 7 times for the first two, 4 times
-        for `n = 16`, and from `T = 300` on. With a diagonal structure
-        (`DiagonalGRUCell`, `T = 10000`) the loop costs 28 microseconds a step, the
-        sweeps 1 if `B n = 8`, 5 if it is 64, and more than the loop if it is 512.
-        Nothing was measured on an accelerator; its rule is that of the JAX half.
+        By hand, on one thread of a CPU; no table of `benchmarks/results` holds these
+        numbers. A GRU in float32 whose step is some ten operations. The loop costs 60
+        microseconds a step, the sweeps 40 if `T = 1000`, `B = 1` and `n = 2` or 8, and
+        more than the loop if `n = 16`, if `B = 16`, or if `T` is 300 or less. With a
+        gradient they win earlier: 7 times for the first two, 4 times for `n = 16`, and
+        from `T = 300` on. With a diagonal structure (`DiagonalGRUCell`, `T = 10000`)
+        the loop costs 28 microseconds a step, the sweeps 1 if `B n = 8`, 5 if it is 64,
+        and more than the loop if it is 512. Nothing was measured on an accelerator; its
+        rule is that of the JAX half.
     """
     if size == 0:
         return Choice("sequential", "the carry has no float leaf to iterate on")

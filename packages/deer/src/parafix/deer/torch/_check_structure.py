@@ -1,7 +1,6 @@
 from collections.abc import Callable
 from typing import Any
 
-from torch import Tensor
 from torch.utils import _pytree as pytree
 
 import parafix.core.torch
@@ -9,6 +8,7 @@ from parafix.core.torch import AbstractStructure
 
 from ._carry import Layout
 from ._job import Job
+from ._scan import checked_length, checked_structure
 
 
 def check_structure(
@@ -44,15 +44,12 @@ def check_structure(
 
     `ValueError` if the declaration is false: with the entry that is worst, what stands
     there, and at which carry. `TypeError` if a leaf of the carry that is no float
-    depends on one that is.
+    depends on one that is, or if `structure` is none.
     """
-    lengths = {x.shape[0] for x in pytree.tree_leaves(xs) if isinstance(x, Tensor)} or {
-        1
-    }
-    if len(lengths) > 1:
-        raise ValueError(f"The leaves of `xs` must have one length, got {lengths}.")
+    structure = checked_structure(structure)
+    inputs = any(x is not None for x in pytree.tree_leaves(xs))
+    length = checked_length(xs, None if inputs else 1)
     layout = Layout.of(carry)
-    length = lengths.pop()
     if length == 0:
         return
     job = Job(f, layout, carry, xs, length, False, None, None, structure)

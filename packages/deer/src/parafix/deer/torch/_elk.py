@@ -1,9 +1,9 @@
 import dataclasses
 
-from parafix.core.torch import AbstractSweep, checked_tolerance, jacobian
+from parafix.core.torch import AbstractSweep, jacobian
 
 from ._quasi import diagonal
-from ._trust_region import TrustRegion
+from ._trust_region import check_radius, TrustRegion
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,7 +33,7 @@ class ELK(AbstractSweep):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        checked_tolerance("radius", self.radius, None)
+        check_radius(self.radius)
 
     @property
     def damping(self):  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -67,7 +67,7 @@ class QuasiELK(AbstractSweep):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        checked_tolerance("radius", self.radius, None)
+        check_radius(self.radius)
 
     @property
     def damping(self):  # pyright: ignore[reportIncompatibleVariableOverride]

@@ -157,14 +157,14 @@ def scan(
         Lim, Zhu, Selfridge and Kasim, "Parallelizing non-linear sequential models over
         the sequence length", ICLR 2024.
     """
-    steps = _checked_length(xs, length)
+    steps = checked_length(xs, length)
     max_steps = checked_count("max_steps", max_steps)
     window = checked_count("window", window)
     automatic = isinstance(solver, str) and solver == "auto"
     # A wrong name or a doubled tolerance is an error wherever the solve would run.
     chosen = as_sweep("sequential" if automatic else solver, rtol, atol)
     formula = structure is None and hasattr(f, "linearised")
-    structure = _checked_structure(structure, f)
+    structure = structure_of(f) if structure is None else checked_structure(structure)
     layout = Layout.of(init)
     structure.shape(layout.size)  # An error if there cannot be such blocks.
     if fallback not in (None, "sequential"):
@@ -232,9 +232,8 @@ def scan(
     return (out, solution) if return_solution else out
 
 
-def _checked_structure(structure, f):
-    if structure is None:
-        return structure_of(f)
+def checked_structure(structure: Any) -> AbstractStructure:
+    """`structure`, which must be one."""
     if not isinstance(structure, AbstractStructure):
         raise TypeError(
             "`structure` must be an AbstractStructure such as `Diagonal()` or "
@@ -243,7 +242,8 @@ def _checked_structure(structure, f):
     return structure
 
 
-def _checked_length(xs, length):
+def checked_length(xs: Any, length: int | None) -> int:
+    """The number of steps, by the inputs and by what was asked for."""
     found = {}
     for path, x in pytree.tree_flatten_with_path(xs)[0]:
         if x is None:

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from parafix.core.torch import AbstractDamping, checked_tolerance
+from parafix.core.torch import AbstractDamping, checked_tolerance, compose
 
 
 _Matrices = Float[Tensor, "T ..."]
@@ -53,7 +53,7 @@ class TrustRegion(AbstractDamping):
     radius: float
 
     def __post_init__(self) -> None:
-        checked_tolerance("radius", self.radius, None)
+        check_radius(self.radius)
 
     def init(self, z):
         del z
@@ -76,6 +76,16 @@ class TrustRegion(AbstractDamping):
 
     def update(self, memory, residual):
         del memory, residual
+
+
+def check_radius(radius: Any) -> None:
+    """Raises an error if `radius` is not one number, of at least zero."""
+    try:
+        number = float(radius)
+    except (TypeError, ValueError, RuntimeError) as e:
+        message = f"`radius` must be a single number, got {radius!r}."
+        raise TypeError(message) from e
+    checked_tolerance("radius", number, None)
 
 
 def kalman_gains(a: _Matrices, before: Float[Tensor, "..."], noise: float) -> _Matrices:
@@ -172,13 +182,7 @@ class _Dense:
         return torch.eye(a.shape[-1], dtype=a.dtype, device=a.device)
 
     def product(self, x, y):
-        if x.device.type == "cpu":
-            return torch.matmul(x, y)
-        # Accelerators may round inside of a matrix product, and filters multiply it up.
-        out = x[..., :, :1] * y[..., :1, :]
-        for k in range(1, x.shape[-1]):
-            out = torch.addcmul(out, x[..., :, k : k + 1], y[..., k : k + 1, :])
-        return out
+        return compose(x, y, True)
 
     def transpose(self, x):
         return x.mT

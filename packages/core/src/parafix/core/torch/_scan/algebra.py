@@ -43,7 +43,10 @@ def apply(a: Inexact, x: Inexact) -> Inexact:
 
 
 def compose(second: Inexact, first: Inexact, dense: bool) -> Inexact:
-    """The linear part of `second` after `first`."""
+    """The linear part of the affine map `second` after `first`, in full precision.
+
+    Diagonals, or with `dense` matrices on the last two axes; other axes broadcast.
+    """
     if not dense or second.shape[-1] == 1:
         return second * first
     if products_are_exact(second):

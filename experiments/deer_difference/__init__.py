@@ -1,0 +1,1 @@
+"""How far DEER and the sequential loop are apart, over time."""

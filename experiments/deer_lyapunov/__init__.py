@@ -1,0 +1,1 @@
+"""Sweeps by the Lyapunov exponent of the recurrence."""

@@ -1,0 +1,1 @@
+"""DEER beside the sequential loop: time by length and size."""
