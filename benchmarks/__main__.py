@@ -53,6 +53,12 @@ def _parser() -> argparse.ArgumentParser:
         help="the whole grid, where a table has more than it shows by default: hours",
     )
     parser.add_argument(
+        "--processor-time",
+        action="store_true",
+        help="measure what the threads of this process spend, for a busy machine; says "
+        "nothing of what runs on an accelerator, nor of work that is shared out",
+    )
+    parser.add_argument(
         "--repeats", type=_positive, metavar="N", help="rounds (default: by table)"
     )
     parser.add_argument(
@@ -70,8 +76,8 @@ def _parser() -> argparse.ArgumentParser:
         type=pathlib.Path,
         metavar="PATH",
         help="where to write the result: a file for one table, a folder for several "
-        "(default: benchmarks/results/<table>-<device>.json, and nothing for --quick "
-        "and --only)",
+        "(default: benchmarks/results/<table>-<device>.json, and nothing for --quick, "
+        "--only and --processor-time)",
     )
     parser.add_argument(
         "--markdown",
@@ -126,7 +132,12 @@ def _run(names, given) -> int:
     from .runner import all_correct, Options, run_table
 
     options = Options(
-        given.quick, given.repeats, given.patience, given.only, given.full
+        given.quick,
+        given.repeats,
+        given.patience,
+        given.only,
+        given.full,
+        given.processor_time,
     )
     correct = True
     for name in names:
@@ -143,7 +154,8 @@ def _run(names, given) -> int:
 
 def _destination(record, path, options, count):
     if path is None:
-        return results.default_path(record) if options.complete else None
+        kept = options.complete and not options.processor_time
+        return results.default_path(record) if kept else None
     if count > 1 or path.is_dir():
         return path / results.default_path(record).name
     return path

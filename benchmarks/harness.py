@@ -98,11 +98,13 @@ class Effort:
     - `repeats`: rounds; in each, every contestant runs once.
     - `patience`: how many times `repeats` rounds are added while the spread is big.
     - `spread`: what is big: the distance of the quartiles, relative to the median.
+    - `clock`: of the time that passes, or of what the processors of this process spend.
     """
 
     repeats: int = 15
     patience: int = 2
     spread: float = 0.1
+    clock: Callable[[], float] = time.perf_counter
 
 
 @dataclasses.dataclass
@@ -168,7 +170,7 @@ def measure(case: Case, effort: Effort, progress: Progress) -> list[Measurement]
         for batch in range(1 + effort.patience):
             if batch and not _too_wide(ready, effort.spread):
                 break
-            _time(ready, effort.repeats, order, progress)
+            _time(ready, effort, order, progress)
         for measurement, program in ready:
             # What was timed must have been right to the end.
             _judge(measurement, program, program.run(), reference, case)
@@ -228,14 +230,15 @@ def deviation(answer: Answer, reference: Answer) -> float:
     return worst
 
 
-def _time(ready, repeats, order, progress):
+def _time(ready, effort, order, progress):
+    clock = effort.clock
     with _no_garbage_collection():
-        for _ in range(repeats):
+        for _ in range(effort.repeats):
             progress("timing")
             for measurement, program in order.sample(ready, len(ready)):
-                start = time.perf_counter()
+                start = clock()
                 program.wait(program.run())
-                measurement.times.append(time.perf_counter() - start)
+                measurement.times.append(clock() - start)
 
 
 def _warm_up(ready):

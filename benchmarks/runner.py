@@ -2,6 +2,7 @@
 
 import dataclasses
 import datetime
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -21,6 +22,7 @@ class Options:
     patience: int | None = None
     only: str | None = None
     full: bool = False
+    processor_time: bool = False
 
     @property
     def complete(self) -> bool:
@@ -30,7 +32,11 @@ class Options:
     def effort(self, table: Table) -> Effort:
         effort = Effort(repeats=3, patience=0) if self.quick else table.effort
         given = {"repeats": self.repeats, "patience": self.patience}
-        changes = {key: value for key, value in given.items() if value is not None}
+        changes: dict[str, Any] = {
+            key: value for key, value in given.items() if value is not None
+        }
+        if self.processor_time:
+            changes["clock"] = time.process_time
         return dataclasses.replace(effort, **changes)
 
     def command(self, name: str) -> str:
@@ -40,6 +46,8 @@ class Options:
             words.append("--quick")
         if self.full:
             words.append("--full")
+        if self.processor_time:
+            words.append("--processor-time")
         for option in ("repeats", "patience"):
             value = getattr(self, option)
             if value is not None:

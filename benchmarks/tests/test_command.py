@@ -10,7 +10,7 @@ from benchmarks import report, results
 from benchmarks.__main__ import main
 from benchmarks.harness import Case, Comparison, Contestant, Program
 from benchmarks.runner import all_correct, Options, run_table
-from benchmarks.table import faster, Table
+from benchmarks.table import faster, Table, unbeaten
 from benchmarks.tables import load, SUMMARIES
 
 
@@ -88,6 +88,55 @@ def test_what_is_not_complete_is_not_assessed():
         assert [target["met"] for target in record["targets"]] == [None]
     assert [case["name"] for case in record["cases"]] == ["one"]
     assert all_correct(record)
+
+
+def test_all_cases_of_a_table_are_for_who_asks():
+    def names(**options):
+        table = dataclasses.replace(TABLE, full=lambda: list(_cases(False)) * 2)
+        options = Options(repeats=1, patience=0, **options)
+        record = run_table("name", table, options, lambda text: None)
+        return record["command"], [case["name"] for case in record["cases"]]
+
+    assert names()[1] == ["one", "two"]
+    command, found = names(full=True, processor_time=True)
+    assert found == ["one", "two"] * 2
+    assert "--full --processor-time" in command
+
+
+def _ratio(a, b, lower, upper, same=False):
+    return {
+        "numerator": a,
+        "denominator": b,
+        "medians": (lower * upper) ** 0.5,
+        "interval": [lower, upper],
+        "same_program": same,
+    }
+
+
+@pytest.mark.parametrize(
+    ("ratio", "problem", "met"),
+    [
+        (_ratio("ours", "other", 0.5, 0.6), None, True),
+        (_ratio("ours", "other", 1.1, 1.6), None, True),  # within the noise
+        (_ratio("ours", "other", 1.3, 1.6), None, False),
+        (_ratio("ours", "other", 1.3, 1.6, same=True), None, False),  # nothing is left
+        (_ratio("ours", "nobody", 1.3, 1.6), None, False),
+        (_ratio("ours", "other", 0.5, 0.6), "wrong", False),
+    ],
+)
+def test_who_is_beaten(ratio, problem, met):
+    case = {
+        "group": "group",
+        "name": "case",
+        "contestants": [{"name": "ours", "problem": problem}],
+        "ratios": [_ratio("twin", "twin too", 0.8, 1.1), ratio],
+    }
+    target = unbeaten("group", "ours", ["other"], ("twin", "twin too"))
+    words, found = target.assess([case])
+    assert found == met
+    assert ("(1.4" in words) == (ratio["interval"] == [1.3, 1.6] and "1 of 1" in words)
+    case["ratios"] = [ratio]
+    assert not target.assess([case])[1]
 
 
 def test_who_need_not_be_right_fails_nothing():

@@ -13,6 +13,7 @@ SAFE = {
     "solver": "deer",
     "fallback": "sequential",
     "patience": PATIENCE,
+    "throw": False,
     "return_solution": True,
 }
 DOUBLE = torch.float64

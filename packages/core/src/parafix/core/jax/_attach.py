@@ -1,4 +1,5 @@
 import dataclasses
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -48,7 +49,8 @@ def attach(
         return z
     options = {"problem": closed_chain(problem), "throw": True}
     inputs = (None, None, z, None, options)
-    return adjoint.apply(_given, None, inputs, frozenset())[0]
+    rewrite: Any = None
+    return adjoint.apply(_given, rewrite, inputs, frozenset())[0]
 
 
 def _given(inputs):

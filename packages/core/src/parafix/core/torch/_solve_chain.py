@@ -234,7 +234,8 @@ def widened(problem: Chain, autocast: Autocast) -> Chain:
         return problem
     step, formula, structure = problem.step, problem.linearised, problem.structure
     if formula is not None:
-        formula = lambda z, x: problem.linearised(z.to(dtype), x)
+        given = formula
+        formula = lambda z, x: given(z.to(dtype), x)
     if isinstance(structure, Custom):
         function = structure.function
         structure = Custom(lambda z, x: function(z.to(dtype), x), structure.form)

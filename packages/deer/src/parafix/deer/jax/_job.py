@@ -163,7 +163,8 @@ def outputs_at(
             ys = lax.map(jax.checkpoint(output), inputs, batch_size=job.window)
     else:
         leaves = jax.tree.leaves(carries)
-        ys = jax.tree.unflatten(body.y_treedef, [leaves[i] for i in body.aliases])
+        found = [leaves[i] for i in body.aliases if i is not None]
+        ys = jax.tree.unflatten(body.y_treedef, found)
     ys = segments.cleared(ys)
     if job.reverse:
         ys, carries = flip(ys), flip(carries)

@@ -22,7 +22,7 @@ from ._loop import loop
 from ._segments import Segments
 
 
-def run(
+def _run(
     job: Job,
     solver: str | AbstractSweep | Sequential,
     init: PyTree,
@@ -46,10 +46,11 @@ def run(
     return (out, solution) if job.return_solution else out
 
 
-# A loop that is not differentiated is to be the program that it would be without us: so
-# what stands around it is traced once, but makes no function of its own.
-run_loop = eqx.filter_jit(run, inline=True)
-run = eqx.filter_jit(run)
+_compiled: Any = eqx.filter_jit
+run = _compiled(_run)
+# What is not differentiated is to be the program of `lax.scan`: what stands around it
+# is traced once, and makes no function of its own.
+run_loop = _compiled(_run, inline=True)
 
 
 def _run_sequentially(job, rtol, atol, init, xs, segments):

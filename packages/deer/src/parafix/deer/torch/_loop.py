@@ -43,7 +43,8 @@ def run_sequentially(
 
 def _loop(job, ask):
     """`(carry, ys)`; if `ask` the carries in the order of time; the first pair."""
-    carry, carries, ys, first = job.init, [], [], None
+    carry, carries, ys = job.init, [], []
+    first: Any = None
     for t, x in enumerate(job.steps()):
         out = job.f(carry, x)
         if t == 0:
