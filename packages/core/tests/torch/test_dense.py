@@ -200,11 +200,11 @@ class TestValues:
             assert_identical(stats["num_linear"], SIZE * (stats["num_steps"] - 1))
 
     @pytest.mark.parametrize(
-        ("make", "most"), [(FixedPoint, 14), (Anderson, 35), (Broyden, 54)]
+        ("make", "most"), [(FixedPoint, 15), (Anderson, 36), (Broyden, 55)]
     )
     def test_calls_of_a_step(self, make, most):
         # Of a tiny `f` every call of PyTorch tells: these are those of steps in which
-        # nothing ends, three of `f` in each among them.
+        # nothing ends, three of `f` and the copy that it is given among them.
         w, b = ARGS
         calls = []
         for max_steps in (3, 6):
