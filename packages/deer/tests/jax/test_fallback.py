@@ -27,7 +27,7 @@ class TestFallback:
         [
             ("deer", False, None),
             ("jacobi", True, None),
-            ("elk", False, 15),
+            pytest.param("elk", False, 15, marks=pytest.mark.slow),
         ],
     )
     def test_goes_on_from_the_prefix(self, solver, reverse, window):

@@ -48,7 +48,10 @@ CHAOTIC = {
 }
 
 
-@pytest.mark.parametrize("name", CHAOTIC)
+@pytest.mark.parametrize(
+    "name",
+    ["logistic", "gain 2", pytest.param("lorenz", marks=pytest.mark.slow)],
+)
 def test_errors_that_grow_end_the_sweeps(name):
     f, init, xs = CHAOTIC[name]
     (carry, ys), solution = scan(f, init, xs, LENGTH, **SAFE)

@@ -62,7 +62,7 @@ class TestResets:
         [
             (lstm, "deer", False, None),
             (tanh_cell, "deer", True, 5),
-            (tanh_cell, "jacobi", False, 5),
+            pytest.param(tanh_cell, "jacobi", False, 5, marks=pytest.mark.slow),
             (lstm, "sequential", True, None),
         ],
     )
@@ -100,6 +100,7 @@ class TestResets:
         )
         assert_close(actual, expected, 1e-9)
 
+    @pytest.mark.slow
     def test_drivers_start_over_too(self):
         def f(carry, x):
             h, n, key = carry
@@ -143,6 +144,7 @@ class TestResets:
         ys = _tanh_run(weight, init, xs, resets)
         np.testing.assert_allclose(ys, expected, atol=1e-9)
 
+    @pytest.mark.slow
     def test_a_batch_packed_in_its_own_way(self):
         problem = tanh_cell(jax.random.key(1), LENGTH)
         f, init, xs = problem.bind(), problem.init, problem.xs
@@ -179,8 +181,8 @@ class TestBadSegments:
         [
             ("deer", False),
             ("deer", True),
-            ("jacobi", True),
-            ("quasi-deer", False),
+            pytest.param("jacobi", True, marks=pytest.mark.slow),
+            pytest.param("quasi-deer", False, marks=pytest.mark.slow),
             ("elk", False),
             ("sequential", False),
         ],
@@ -262,11 +264,11 @@ class TestLengths:
         ("make", "solver", "reverse", "window", "count"),
         [
             (tanh_cell, "deer", False, None, 7),
-            (tanh_cell, "deer", False, None, 0),
             (tanh_cell, "deer", True, 5, 7),
-            (lstm, "jacobi", False, 5, LENGTH),
+            pytest.param(lstm, "jacobi", False, 5, LENGTH, marks=pytest.mark.slow),
             (tanh_cell, "sequential", True, None, 7),
-            (lstm, "sequential", False, None, 7),
+            pytest.param(lstm, "sequential", False, None, 7, marks=pytest.mark.slow),
+            (tanh_cell, "deer", False, None, 0),
         ],
     )
     def test_are_shorter_runs(self, make, solver, reverse, window, count):
