@@ -13,6 +13,9 @@ from ._custom_types import States
 from ._structure import closed
 
 
+_ENTRIES_ON_CPU = 2**15
+
+
 @eqx.filter_jit
 def attach(
     problem: Chain, z: States, *, adjoint: str | optx.AbstractAdjoint = "implicit"
@@ -44,7 +47,12 @@ def attach(
             f"`z` must have shape {(problem.length, problem.size)}, one state for "
             f"every time; got {z.shape}."
         )
-    adjoint = as_chain_adjoint(adjoint, problem, problem.length)
+    window = problem.length
+    if jax.default_backend() == "cpu":
+        # Nothing but the recurrence is to be computed, and of a batch, which is not
+        # seen here, blocks of so many times stay in the cache.
+        window = min(window, max(1, _ENTRIES_ON_CPU // max(1, problem.num_entries)))
+    adjoint = as_chain_adjoint(adjoint, problem, window)
     if z.size == 0:
         return z
     options = {"problem": closed_chain(problem), "throw": True}
