@@ -13,6 +13,9 @@ from ._custom_types import States
 from ._structure import closed
 
 
+_ENTRIES_ON_CPU = 2**15
+
+
 @eqx.filter_jit
 def attach(
     problem: Chain, z: States, *, adjoint: str | optx.AbstractAdjoint = "implicit"
@@ -44,7 +47,10 @@ def attach(
             f"`z` must have shape {(problem.length, problem.size)}, one state for "
             f"every time; got {z.shape}."
         )
-    adjoint = as_chain_adjoint(adjoint, problem, problem.length)
+    # Nothing but the recurrence is to be computed, and of a batch, which is not seen
+    # here, blocks of so many times stay in the cache of a CPU.
+    most = _ENTRIES_ON_CPU if jax.default_backend() == "cpu" else None
+    adjoint = as_chain_adjoint(adjoint, problem, problem.length, most)
     if z.size == 0:
         return z
     options = {"problem": closed_chain(problem), "throw": True}
@@ -58,15 +64,23 @@ def _given(inputs):
 
 
 def as_chain_adjoint(
-    adjoint: str | optx.AbstractAdjoint, problem: Chain, window: int
+    adjoint: str | optx.AbstractAdjoint,
+    problem: Chain,
+    window: int,
+    most_entries: int | None = None,
 ) -> optx.AbstractAdjoint:
-    """What `adjoint` is for a chain; a window bounds the memory of gradients, too."""
+    """What `adjoint` is for a chain; a window bounds the memory of gradients, too.
+
+    Jacobian blocks of at most `most_entries` numbers are to be held at once.
+    """
     adjoint = as_adjoint(adjoint)
     if isinstance(adjoint, ImplicitAdjoint):
         adjoint = ChainAdjoint()
     if isinstance(adjoint, ChainAdjoint) and adjoint.chunk is None:
         entries = 0 if adjoint.iterates(problem) else problem.num_entries
         chunk = min(window, chunk_size(None, problem.length, entries))
+        if entries and most_entries is not None:
+            chunk = min(chunk, most_entries // entries)
         adjoint = dataclasses.replace(adjoint, chunk=max(chunk, 1))
     return adjoint
 
