@@ -133,7 +133,7 @@ def main() -> None:
     make = in_jax if given.backend == "jax" else in_torch
     run, memory = make(given.size, given.samples, given.way)
     seconds, begin = [], time.monotonic()
-    while not seconds or (time.monotonic() - begin < 10 and len(seconds) < 9):
+    while not seconds or (time.monotonic() - begin < 6 and len(seconds) < 9):
         start = time.process_time()
         found = run()
         seconds.append(time.process_time() - start)

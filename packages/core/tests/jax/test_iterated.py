@@ -315,11 +315,11 @@ def test_the_memory_grows_with_the_state_and_not_with_its_square():
 @pytest.mark.parametrize(
     ("structure", "size", "expected"),
     [
-        (Dense(), 64, False),
-        (Dense(), 65, True),
+        (Dense(), 128, False),
+        (Dense(), 129, True),
         (Diagonal(), 1000, False),
         (Blocks(4), 1000, False),
-        (Custom(lambda z, x: jnp.zeros((100, 100))), 100, False),
+        (Custom(lambda z, x: jnp.zeros((200, 200))), 200, False),
     ],
 )
 def test_what_is_decided_if_nobody_says(structure, size, expected):

@@ -65,7 +65,7 @@ ChainAdjoint.__init__.__doc__ = """**Arguments:**
 - `chunk`: solve for this many times at once, and hold their Jacobian blocks; `None`
     decides.
 - `iterate`: whether to iterate, and form no Jacobian. By default where one takes more
-    than 64 products, as that of a step without a structure and with more than 64
+    than 128 products, as that of a step without a structure and with more than 128
     entries.
 - `rtol`: how small a residual must be to end the iteration, relative to the largest
     number on the way there; by default 8 times what the step rounds by.

@@ -18,7 +18,7 @@ Product = Callable[[States], States]
 
 # A Jacobian of more products than this is not formed, if nobody says: measured, see
 # docs/adr/0009-iterated-adjoint.md.
-MOST_PRODUCTS = 64
+MOST_PRODUCTS = 128
 
 # How many random vectors the diagonal is estimated from, and how many of its standard
 # errors are taken off: measured, see the same place.
