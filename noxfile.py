@@ -274,6 +274,9 @@ def slow(session, package, backend):
     install_suite(session, package, backend)
     env = INTERPRETED if backend == "kernels" else ON_CPU
     run_marked(session, "slow", backend, test_paths(package, backend), env)
+    if name_of(package, backend) == "deer-jax" and not session.posargs:
+        # They take some minutes too, and an environment of their own.
+        session.notify("experiments")
 
 
 @nox.session

@@ -100,7 +100,7 @@ class _Run:
         self._compiled = compiled
         self._trained = trained
         self._seconds, self._told = [], []
-        self._training_losses, self._right = [], []
+        self._training_losses, self._right, self._exponents = [], [], []
 
     @property
     def sweeps(self) -> int:
@@ -115,8 +115,9 @@ class _Run:
 
     def assess(self, judge, halves) -> None:
         """The loss of the training half and who is right in the other; not timed."""
-        loss, _ = judge(self._trained.model, halves[0])
-        _, right = judge(self._trained.model, halves[1])
+        loss, _, _ = judge(self._trained.model, halves[0])
+        _, right, exponent = judge(self._trained.model, halves[1])
+        self._exponents.append(exponent)
         self._training_losses.append(loss)
         self._right.append(right)
 
@@ -131,5 +132,7 @@ class _Run:
             "failed": int(np.sum([told.failed for told in self._told])),
             # Before the first epoch and after each.
             "training_losses": numbers(self._training_losses),
+            # The largest of the recordings not seen: above zero, rounding grows.
+            "exponents": numbers(self._exponents, 4),
             "accuracies": [number(right / count, 4) for right in self._right],
         }

@@ -73,7 +73,7 @@ def text(record: Record) -> str:
     titles = (
         *("", "a step", "all steps", "time of sequential / its", "last loss"),
         *("test accuracy", "losses apart, early", "and later", "sweeps"),
-        *("finished by a loop", "failed"),
+        *("finished by a loop", "failed", "exponent, first and last"),
     )
     table = []
     for seed, rows in _by_seed(record).items():
@@ -97,6 +97,7 @@ def text(record: Record) -> str:
                     f"{median(sweeps):g} ({max(sweeps)} at most)" if of_deer else "",
                     sum(row["finished"]) if of_deer else "",
                     row["failed"] if of_deer else "",
+                    f"{row['exponents'][0]:.3f}, {row['exponents'][-1]:.3f}",
                 ]
             )
     lines += markdown(titles, table)
@@ -104,7 +105,8 @@ def text(record: Record) -> str:
         "",
         "The factor is one of medians over steps; the last loss is of all recordings",
         "for training. How far losses are apart is relative to the largest of them:",
-        "as long as one rounding does not change the training, and later.",
+        "as long as one rounding does not change the training, and later. The exponent",
+        "is the largest of the recordings not seen, before the training and after it.",
     ]
     return "\n".join(lines)
 
@@ -130,51 +132,46 @@ def _clock(row: dict[str, Any]) -> np.ndarray:
 
 def _picture(config, rows, path):
     figure = pictures.figure(
-        *(12, 7),
+        *(15, 7),
         f"A GRU of {config['hidden']} units over {config['length']:,} samples of a "
         f"smartwatch, batches of {config['batch']}: the same training, three times",
     )
-    grid = figure.subplots(2, 3)
-    (steps, clock, accuracy), (difference, sweeps, seconds) = grid
+    grid = figure.subplots(2, 4)
+    (losses, difference, exponents, sweeps), (clock, accuracy, seconds, left) = grid
     loop = rows[_LOOP]
+    epochs = np.arange(len(loop["training_losses"]))
     for number, name in enumerate((_LOOP, "deer", "deer, warm start")):
         row, (label, colour) = rows[name], _LOOKS[name]
-        epochs = np.arange(len(row["training_losses"]))
-        # Curves that coincide: a wide one below, dashes above.
-        styles = {"linewidth": 5 - 1.6 * number, "alpha": 0.9}
-        steps.plot(epochs, row["training_losses"], color=colour, label=label, **styles)
-        clock.plot(_clock(row), row["training_losses"], color=colour, label=label)
+        # Curves that coincide: a wide one below, thinner ones above.
+        styles = {"color": colour, "linewidth": 5 - 1.6 * number}
+        losses.plot(epochs, row["training_losses"], label=label, **styles)
+        exponents.plot(epochs, row["exponents"], **styles)
+        clock.plot(_clock(row), row["training_losses"], color=colour)
         accuracy.plot(_clock(row), 100 * np.array(row["accuracies"]), color=colour)
-        smooth = _smooth(row["seconds"])
-        seconds.plot(1e3 * smooth, color=colour)
+        seconds.plot(1e3 * _smooth(row["seconds"]), color=colour)
         if name != _LOOP:
             sweeps.plot(row["sweeps"], color=colour, linewidth=0.9)
+            left.plot(row["finished"], color=colour, linewidth=0.9)
     for name in (_CONTROL, "deer, warm start", "deer"):
         label, colour = _LOOKS[name]
         values = apart(rows[name], loop)
         shown = np.where(values > 0, values, np.nan)
         difference.semilogy(shown, color=colour, linewidth=0.9, label=label)
-    pictures.tidy(steps, x="epoch", y="training loss", title="Loss over epochs")
-    pictures.tidy(
-        clock, x="seconds of training", y="training loss", title="Loss over wall-clock"
-    )
-    pictures.tidy(
-        *(accuracy,),
-        x="seconds of training",
-        y="right (%)",
-        title="Recordings of people not seen",
-    )
-    pictures.tidy(
-        *(difference,),
-        x="step",
-        y="relative to the largest loss",
-        title="Distance from the sequential losses",
-    )
-    pictures.tidy(sweeps, x="step", y="sweeps", title="Sweeps of the slowest recording")
-    pictures.tidy(seconds, x="step", y="ms", title="Time of a step (median of 15)")
-    sweeps.set_ylim(bottom=0)
-    seconds.set_ylim(bottom=0)
-    steps.legend(frameon=False, fontsize=9)
+    exponents.axhline(0, color=pictures.BLACK, linewidth=0.8)
+    for axes, x, y, title in (
+        (losses, "epoch", "training loss", "Loss over epochs"),
+        (difference, "step", "of the largest loss", "Distance from sequential losses"),
+        (exponents, "epoch", "1 / step", "Lyapunov exponent, largest"),
+        (sweeps, "step", "sweeps", "Sweeps of the slowest recording"),
+        (clock, "seconds of training", "training loss", "Loss over wall-clock"),
+        (accuracy, "seconds of training", "right (%)", "Recordings not seen"),
+        (seconds, "step", "ms", "Time of a step (median of 15)"),
+        (left, "step", "recordings of a batch", "Finished by a loop"),
+    ):
+        pictures.tidy(axes, x=x, y=y, title=title)
+    for axes in (sweeps, seconds, left):
+        axes.set_ylim(bottom=0)
+    losses.legend(frameon=False, fontsize=9)
     difference.legend(frameon=False, fontsize=8, loc="upper left")
     return pictures.write(figure, path)
 
@@ -193,6 +190,7 @@ def _animation(rows, path):
     figure = pictures.figure(6.4, 3.8)
     axes = figure.subplots()
     losses = [loss for name in names for loss in rows[name]["training_losses"]]
+    title = "The same training: loss over wall-clock"
     axes.set_xlim(0, 1.03 * end)
     axes.set_ylim(0, 1.05 * max(losses))
     lines = {}
@@ -201,9 +199,7 @@ def _animation(rows, path):
         (line,) = axes.plot([], [], color=colour, linewidth=1.8, label=label)
         (dot,) = axes.plot([], [], "o", color=colour, markersize=6)
         lines[name] = (line, dot)
-    pictures.tidy(
-        axes, x="seconds of training", y="training loss", title="The same training"
-    )
+    pictures.tidy(axes, x="seconds of training", y="training loss", title=title)
     axes.legend(frameon=False, loc="upper right")
 
     def show(frame):

@@ -71,20 +71,23 @@ class Batch(NamedTuple):
     labels: Any
 
 
-def _sequential(model, xs, guess, sweeps):
-    del guess, sweeps
+def _sequential(model, xs, length, guess, sweeps):
+    # The states of the padding are not looked at: no need to know where it is.
+    del length, guess, sweeps
     # `jax.lax.scan` itself.
     _, states = scan(model.step, model.initial(), xs, solver="sequential")
     return states, (jnp.array(0), jnp.array(False), jnp.array(False))
 
 
-def _deer(model, xs, guess, sweeps):
+def _deer(model, xs, length, guess, sweeps):
     (_, states), solution = scan(
         model.step,
         model.initial(),
         xs,
         solver="deer",
         guess=guess,
+        # What follows on zeros for a thousand steps takes sweeps, too.
+        lengths=length,
         max_steps=sweeps,
         fallback="sequential",
         # A training goes on, and counts.
@@ -99,8 +102,8 @@ def _deer(model, xs, guess, sweeps):
 class Contestant(NamedTuple):
     """A way to train.
 
-    - `solve`: `(model, xs, guess, most_sweeps) -> (states, (sweeps, finished, failed))`
-        of one recording.
+    - `solve`: `(model, xs, length, guess, most_sweeps) -> (states, (sweeps, finished,
+        failed))` of one recording.
     - `warm`: whether sweeps start from the states of the epoch before.
     - `perturbed`: whether the weights start one rounding away.
     """
@@ -138,8 +141,9 @@ def training_step(
 
     def loss(model, batch, guess):
         solve = functools.partial(contestant.solve, model, sweeps=sweeps)
-        in_axes = (0, None if guess is None else 0)
-        states, (most, *counts) = jax.vmap(solve, in_axes)(batch.xs, guess)
+        in_axes = (0, 0, None if guess is None else 0)
+        solve = jax.vmap(solve, in_axes)
+        states, (most, *counts) = solve(batch.xs, batch.lengths, guess)
         logits = jax.vmap(model.logits)(states, batch.lengths)
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch.labels)
         mean = losses.mean()
@@ -159,13 +163,24 @@ def training_step(
     return step
 
 
-def evaluate(model: Classifier, batch: Batch) -> tuple[jax.Array, jax.Array]:
-    """The mean loss and how many are right; sequential, whoever trained the model."""
+def evaluate(model: Classifier, batch: Batch) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """The mean loss, how many are right, and the largest Lyapunov exponent.
+
+    Sequential, whoever trained the model. The exponent is per step and without padding.
+    """
 
     def of_sample(xs, length):
-        states, _ = _sequential(model, xs, None, None)
-        return model.logits(states, length)
+        (_, states), solution = scan(
+            model.step,
+            model.initial(),
+            xs,
+            solver="sequential",
+            lengths=length,
+            return_solution=True,
+        )
+        return model.logits(states, length), solution.stats["lyapunov_exponent"]
 
-    logits = jax.vmap(of_sample)(batch.xs, batch.lengths)
+    logits, exponents = jax.vmap(of_sample)(batch.xs, batch.lengths)
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch.labels)
-    return losses.mean(), (logits.argmax(1) == batch.labels).sum()
+    right = (logits.argmax(1) == batch.labels).sum()
+    return losses.mean(), right, exponents.max()

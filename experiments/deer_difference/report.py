@@ -109,7 +109,9 @@ def _outputs(axes, record):
             markerfacecolor="none",
             label="DEER",
         )
-        axes.legend(frameon=False, loc="upper right", ncols=2)
+        # Above the axes, where no output is.
+        place = {"loc": "lower right", "bbox_to_anchor": (1, 1), "borderaxespad": 0}
+        axes.legend(frameon=False, ncols=2, **place)
     title = "Output of the first unit at the end of the sequence, float32"
     pictures.tidy(axes, x="step", y="output", title=title)
     axes.margins(x=0.01)

@@ -31,6 +31,7 @@ class _Compiled(NamedTuple):
     function: Callable[..., Any]
     fingerprint: str
     bytes_needed: int
+    temporary_bytes: int
 
 
 class Cell:
@@ -80,7 +81,7 @@ class Cell:
             wait=jax.block_until_ready,
             answer=named_arrays,
             facts=functools.partial(self._facts, solver, arguments),
-            temporary_bytes=found.bytes_needed,
+            temporary_bytes=found.temporary_bytes,
             fingerprint=found.fingerprint,
         )
 
@@ -100,15 +101,12 @@ class Cell:
         lowered = jax.jit(program).lower(*self._shapes())
         function = lowered.compile()
         analysis = function.memory_analysis()
-        needed = 0
+        fixed, temporary = 0, 0
         if analysis is not None:
-            needed = (
-                analysis.argument_size_in_bytes
-                + analysis.output_size_in_bytes
-                + analysis.temp_size_in_bytes
-            )
+            fixed = analysis.argument_size_in_bytes + analysis.output_size_in_bytes
+            temporary = analysis.temp_size_in_bytes
         text = hashlib.sha256(lowered.as_text().encode()).hexdigest()[:16]
-        return _Compiled(function, text, int(needed))
+        return _Compiled(function, text, int(fixed + temporary), int(temporary))
 
     def _shapes(self):
         batch, length, size = self.sizes

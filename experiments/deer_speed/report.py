@@ -16,6 +16,8 @@ from ..common import heading, markdown, Record
 _GROUPS = ("forward", "value and gradient")
 _SOLVERS = ("deer", "auto")
 _SEQUENTIAL = "lax.scan"
+# Whatever was measured then is noise.
+SAME = "same program"
 _MISSING = "not measured: "
 # Factors beyond this have the last colour.
 _MOST = 16
@@ -26,7 +28,7 @@ def speed_ups(
 ) -> dict[tuple[int, int], list[float] | str]:
     """By `(n, T)`: time of `lax.scan` over that of the solver, of all seeds.
 
-    In place of the factors a sentence where there is none.
+    In place of the factors words where there is none to give.
     """
     found: dict[tuple[int, int], list[float] | str] = {}
     for row in record["rows"]:
@@ -37,9 +39,12 @@ def speed_ups(
         problem = problem or _contestant(row, _SEQUENTIAL)["problem"]
         earlier = found.setdefault(cell, [])
         if problem:
-            found[cell] = problem.removeprefix(_MISSING)
+            found[cell] = problem.replace(_MISSING, "not run: ")
+            continue
+        (factor,) = (x for x in row["ratios"] if x["denominator"] == solver)
+        if factor["same_program"]:
+            found[cell] = SAME
         elif isinstance(earlier, list):
-            (factor,) = (x for x in row["ratios"] if x["denominator"] == solver)
             earlier.append(factor["medians"])
     return found
 
@@ -102,10 +107,18 @@ def _facts(record):
     found = [f"sweeps of deer: {min(sweeps)} to {max(sweeps)}"] if sweeps else []
     worst = max(item["deviation"] for item in items)
     found.append(f"largest deviation of deer from the reference: {worst:.1e}")
-    same = [ratio["same_program"] for row in record["rows"] for ratio in row["ratios"]]
-    count = sum(same)
-    if count:
-        found.append(f"auto was the very program of lax.scan in {count} cases")
+    same = [
+        ratio["medians"]
+        for row in record["rows"]
+        for ratio in row["ratios"]
+        if ratio["same_program"]
+    ]
+    if same:
+        found.append(
+            f"where auto was the very program of lax.scan ({len(same)} times), the "
+            f"factor was measured as {min(same):.2f} to {max(same):.2f}: that much "
+            "is noise"
+        )
     return found
 
 
@@ -148,8 +161,9 @@ def _heat_map(axis, factors, sizes, lengths, norm):
     for (n, T), found in factors.items():
         row, column = sizes.index(n), lengths.index(T)
         if isinstance(found, str):
-            words = found.replace("would take ", "would take\n")
-            words = words.replace("needs ", "needs\n")
+            words = found.replace(": ", ":\n").replace("same ", "same\n")
+            if found == SAME:
+                values[row, column] = 0
             axis.text(column, row, words, ha="center", va="center", fontsize=7)
             continue
         mean = geometric_mean(found)
