@@ -39,9 +39,12 @@ def complaints(record: Record) -> list[str]:
         # slowly, and what another order of rounding does.
         allowed = 20 * row["tolerance"] + 10 * ((row["error_estimate"] or 0) + _EPS)
         if row["difference"] is None or not row["difference"] <= allowed:
+            # What is no number is stored as null.
+            difference = row["difference"]
+            off = "not finite" if difference is None else f"off by {difference:.1e}"
             found.append(
-                f"seed {row['seed']}, gain {row['gain']}, {row['solver']}: successful, "
-                f"but off by {row['difference']:.1e} (allowed: {allowed:.1e})"
+                f"seed {row['seed']}, gain {row['gain']}, {row['solver']}: "
+                f"successful, but {off} (allowed: {allowed:.1e})"
             )
     return found
 
