@@ -1,4 +1,4 @@
-"""Initial value problems: the numbers and derivatives of a loop, for torchdiffeq's calls."""
+"""Initial value problems: the numbers and derivatives of a loop over the times."""
 
 import functools as ft
 
@@ -44,8 +44,9 @@ def loop(f, y0, t, **options):
 
 def weighted(tree):
     """A number that depends on every float of a tree, in no symmetric way."""
-    leaves = [torch.view_as_real(x) if x.is_complex() else x for x in
-              pytree.tree_leaves(tree)]
+    leaves = [
+        torch.view_as_real(x) if x.is_complex() else x for x in pytree.tree_leaves(tree)
+    ]
     return sum(
         (x**2 * torch.arange(x.numel(), dtype=x.dtype).cos().reshape(x.shape)).sum()
         for x in leaves
@@ -111,9 +112,7 @@ def test_a_system_whose_rows_mix():
     assert_close(ys, loop(f, y0, TIMES), 1e-12)
     for adjoint in ("deer", "sequential"):
         with pytest.raises(ValueError, match="`func` mixes samples.*`batched=False`"):
-            solve_ivp(
-                f, y0.requires_grad_(), TIMES, solver=adjoint, adjoint="implicit"
-            )
+            solve_ivp(f, y0.requires_grad_(), TIMES, solver=adjoint, adjoint="implicit")
     assert_close(
         solve_ivp(f, y0, TIMES, solver="sequential"), loop(f, y0, TIMES), 1e-12
     )
@@ -273,11 +272,10 @@ class TestGuesses:
 
     def test_that_a_coarse_loop_explodes_on(self):
         """Euler is stable with these steps, and not with ten times as long ones."""
-        calls = []
 
         def f(t, y):
-            calls.append(t)
-            return -50 * (y - torch.cos(t)) ** 3 - 40 * (y - torch.cos(t))
+            distance = y - torch.cos(t)
+            return -40 * distance - distance**3
 
         y0 = torch.full((1, 1), 3.0, **float64)
         t = torch.linspace(0, 4, 401, **float64)

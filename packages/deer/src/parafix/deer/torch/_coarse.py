@@ -28,9 +28,7 @@ def coarse(steps: Steps, t: Tensor, xs: tuple[Tensor, Tensor]) -> Any:
         state = layout.split(init)[0]
         lines = _lines(steps, t.to(layout.device), init)
         flat = state.expand(lines.shape)
-        nearer = _distance(steps, state, lines, xs) <= _distance(
-            steps, state, flat, xs
-        )
+        nearer = _distance(steps, state, lines, xs) <= _distance(steps, state, flat, xs)
         # Comparisons with NaN are false.
         return layout.join(torch.where(nearer[:, None], lines, flat), ())
 
@@ -47,7 +45,7 @@ def _lines(steps, t, carry):
         states.append(layout.split(carry)[0])
     states = torch.stack(states)
     before = torch.arange(last, device=t.device) // _STRIDE
-    weight = ((t[1:] - at_nodes[before]) / (at_nodes[before + 1] - at_nodes[before]))
+    weight = (t[1:] - at_nodes[before]) / (at_nodes[before + 1] - at_nodes[before])
     weight = weight.to(layout.dtype)[:, None, None]
     return torch.lerp(states[before], states[before + 1], weight)
 

@@ -19,7 +19,7 @@ Slope = Callable[[Any, Any], Any]
 
 
 class AbstractOneStep(abc.ABC):
-    """A map from `y(t0)` to an approximation of `y(t0 + h)`, where `dy/dt = func(t, y)`.
+    """A map from `y(t0)` to about `y(t0 + h)`, where `dy/dt = func(t, y)`.
 
     A subclass that says how to step is a method of [`parafix.deer.torch.solve_ivp`][].
     It must be deterministic, must not mix samples, and is run under `torch.func.vmap`
@@ -137,9 +137,9 @@ class RK4(AbstractExplicitRungeKutta):
     ??? cite "Reference"
 
         Kutta, "Beitrag zur näherungsweisen Integration totaler
-        Differentialgleichungen", Zeitschrift für Mathematik und Physik 46, 1901; Hairer,
-        Nørsett and Wanner, "Solving ordinary differential equations I", 1993, table
-        II.1.2, right.
+        Differentialgleichungen", Zeitschrift für Mathematik und Physik 46, 1901;
+        Hairer, Nørsett and Wanner, "Solving ordinary differential equations I", 1993,
+        table II.1.2, right.
     """
 
     nodes: ClassVar = (0.0, 1 / 3, 2 / 3, 1.0)
@@ -238,8 +238,7 @@ def as_one_step(method: Any) -> AbstractOneStep:
     if not isinstance(method, str):
         what = method.__name__ if isinstance(method, type) else repr(method)
         raise TypeError(
-            "`method` must be a name or a one-step map such as `RK4()`, got "
-            f"{what}."
+            f"`method` must be a name or a one-step map such as `RK4()`, got {what}."
         )
     if method in METHODS:
         return METHODS[method]

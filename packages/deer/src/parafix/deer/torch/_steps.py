@@ -157,6 +157,5 @@ def _check_order(t):
     wrong = int((~(h * h[0].sign() > 0)).nonzero()[0])
     raise ValueError(
         "`t` must be strictly increasing or strictly decreasing, but "
-        f"t[{wrong}] = {t[wrong].item()} and t[{wrong + 1}] = {t[wrong + 1].item()}"
-        + ("." if wrong == 0 else f", after a start from t[0] = {t[0].item()}.")
+        f"t[{wrong}] = {t[wrong].item()} and t[{wrong + 1}] = {t[wrong + 1].item()}."
     )
