@@ -69,17 +69,19 @@ class AbstractExplicitRungeKutta(AbstractOneStep):
 
 
 def _later(t0, node, h):
-    return t0 if node == 0 else t0 + node * h
+    return t0 if node == 0 else torch.add(t0, h, alpha=node)
 
 
 def _moved(y, h, weights, slopes):
-    """`y + h sum_i weights_i slopes_i`."""
-    terms = [
-        slope if weight == 1 else weight * slope
-        for weight, slope in zip(weights, slopes, strict=True)
-        if weight
-    ]
-    return y + h * sum(terms[1:], terms[0]) if terms else y
+    """`y + h sum_i weights_i slopes_i`, in few operations: a loop costs their calls."""
+    terms = [(w, k) for w, k in zip(weights, slopes, strict=True) if w]
+    if not terms:
+        return y
+    (weight, slope), *others = terms
+    total = slope if weight == 1 else weight * slope
+    for weight, slope in others:
+        total = torch.add(total, slope, alpha=weight)
+    return torch.addcmul(y, h, total)
 
 
 @dataclasses.dataclass(frozen=True)

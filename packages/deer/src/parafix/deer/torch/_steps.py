@@ -25,6 +25,7 @@ class Steps:
     - `init`: the initial state, with samples on axis 0; of a single one where the user
         has none.
     - `dtype`: of the times that `func` sees.
+    - `flat`: whether flat states are what `func` sees.
     """
 
     func: Callable[[Any, Any], Any]
@@ -33,6 +34,7 @@ class Steps:
     init: Any
     batched: bool
     dtype: torch.dtype
+    flat: bool
 
     @classmethod
     def of(cls, func: Any, method: AbstractOneStep, y0: Any, batched: bool) -> "Steps":
@@ -42,19 +44,30 @@ class Steps:
         first, *others = {x.real.dtype for x in pytree.tree_leaves(y0)}
         for other in others:
             first = torch.promote_types(first, other)
-        return cls(func, method, layout, init, batched, first)
+        flat = batched and isinstance(y0, Tensor) and y0.ndim == 2
+        flat = flat and y0.dtype == layout.dtype
+        return cls(func, method, layout, init, batched, first, flat)
 
     def __call__(self, carry: Any, x: tuple[Tensor, Tensor]) -> tuple[Any, Any]:
-        carry = self.layout.join(self.state(carry, x), ())
+        carry = self.state(carry, x)
+        carry = carry if self.flat else self.layout.join(carry, ())
         return carry, carry
 
     def state(self, carry: Any, x: tuple[Tensor, Tensor]) -> Tensor:
         """The flat state after the step from `carry`."""
         t0, h = x
-        return self.method(self.slope, t0, h, self.layout.split(carry)[0])
+        state = carry if self.flat else self.layout.split(carry)[0]
+        return self.method(self.slope, t0, h, state)
 
     def slope(self, t: Tensor, state: Tensor) -> Tensor:
         """`func` on flat states `(B, n)`."""
+        if self.flat:
+            # The usual case, with as few calls as can be.
+            slope = self.func(t, state)
+            fits = isinstance(slope, Tensor) and slope.shape == state.shape
+            if fits and slope.dtype == state.dtype:
+                return slope
+            return _checked_slope(slope, state)
         y = self.layout.join(state, ())
         if not self.batched:
             y = mapped(lambda x: x[0], y)
