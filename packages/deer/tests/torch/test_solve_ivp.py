@@ -270,6 +270,16 @@ class TestGuesses:
         assert steps["Tensor"] == steps["Solution"] == 1
         assert int(solution.stats["num_steps"].max()) <= steps["init"]
 
+    def test_a_coarse_one_saves_sweeps(self):
+        f = lambda t, y: lotka_volterra(y, torch.stack)
+        y0, t = torch.tensor([[10.0, 5.0]], **float64), torch.linspace(0, 4, 1001)
+        solve = ft.partial(solve_ivp, f, y0, t, return_solution=True)
+        (_, default), (_, coarse) = solve(), solve(solver="deer")
+        assert coarse.result == default.result == RESULTS.successful
+        assert default.stats["num_steps"] == coarse.stats["num_steps"] < 10
+        _, other = solve(solver="deer", guess="init", max_steps=20, throw=False)
+        assert other.result == RESULTS.max_steps_reached
+
     def test_that_a_coarse_loop_explodes_on(self):
         """Euler is stable with these steps, and not with ten times as long ones."""
 

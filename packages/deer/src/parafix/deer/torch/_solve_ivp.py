@@ -1,5 +1,5 @@
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any
 
 from torch import Tensor
 from torch.utils import _pytree as pytree
@@ -22,12 +22,9 @@ from ._scan import checked_structure, scan
 from ._steps import checked_state, checked_times, mapped, Steps
 
 
-_Y = TypeVar("_Y")
-
-
 def solve_ivp(
     func: Callable[[Any, Any], Any],
-    y0: _Y,
+    y0: Any,
     t: Tensor,
     *,
     method: str | AbstractOneStep = "rk4",
