@@ -169,8 +169,7 @@ def test_derivatives_of_every_kind(solver):
         lambda run: func.grad(lambda *p: weighted(gradient(run)(*p)), PLACES),
     ):
         actual, expected = (transform(run)(*point) for run in (ours, loop))
-        scale = max(x.abs().max() for x in pytree.tree_leaves(expected))
-        assert_close(actual, expected, 1e-10 * max(1.0, scale.item()))
+        assert_close(actual, expected, 1e-10)
 
 
 def test_weights_of_a_module_by_backward():
@@ -207,8 +206,7 @@ def test_hessian_by_backward_twice():
         ys = run(lambda t, y: network(t, y, weights), y0, t)
         first = torch.autograd.grad(weighted(ys), leaves, create_graph=True)
         found.append(torch.autograd.grad(weighted(first), leaves))
-    scale = max(x.abs().max().item() for x in found[1])
-    assert_close(*found, 1e-10 * max(1.0, scale))
+    assert_close(*found, 1e-10)
 
 
 def test_under_vmap():
@@ -300,11 +298,9 @@ class TestGuesses:
         jaxtyping.config.update("jaxtyping_disable", True)
         try:
             ys, _ = self.solved("coarse")
-            for wrong in (ys[1:], (ys,), ys[:, :1], 3.0):
-                with pytest.raises(ValueError, match="`guess` must be"):
+            for wrong in (ys[1:], (ys,), ys[:, :1], 3.0, "fine"):
+                with pytest.raises(ValueError, match='`guess` must be "coarse"'):
                     self.solved(wrong)
-            with pytest.raises(ValueError, match="`guess`"):
-                self.solved("fine")
         finally:
             jaxtyping.config.update("jaxtyping_disable", False)
 
@@ -523,5 +519,7 @@ class TestBadInput:
 
     def test_options_of_the_solve(self):
         self.refused(ValueError, "`rtol`", rtol=-1.0)
-        self.refused(ValueError, "`fallback`", fallback="loop")
+        for t in (None, torch.linspace(0, 1, 1101)):
+            self.refused(ValueError, "`fallback`", t=t, fallback="loop")
+            self.refused(ValueError, "`patience`", t=t, patience=-1)
         self.refused(TypeError, "`structure`", structure="diagonal")

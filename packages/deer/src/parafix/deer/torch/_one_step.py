@@ -124,7 +124,7 @@ class Heun3(AbstractExplicitRungeKutta):
     ??? cite "Reference"
 
         Hairer, Nørsett and Wanner, "Solving ordinary differential equations I", 1993,
-        table II.1.1, right.
+        table II.1.1.
     """
 
     nodes: ClassVar = (0.0, 1 / 3, 2 / 3)

@@ -22,6 +22,9 @@ from ._scan import checked_structure, scan
 from ._steps import checked_state, checked_times, mapped, Steps
 
 
+_GUESSES = ("coarse", "init", "step")
+
+
 def solve_ivp(
     func: Callable[[Any, Any], Any],
     y0: Any,
@@ -121,8 +124,8 @@ def solve_ivp(
     ??? cite "Reference"
 
         Lim, Zhu, Selfridge and Kasim, "Parallelizing non-linear sequential models over
-        the sequence length", ICLR 2024, section 3.3, solve the equation itself at all
-        times at once; here it is the steps of a method.
+        the sequence length", ICLR 2024, solve the equation itself at all times at once;
+        here it is the steps of a method.
     """
     _check_unsupported(options, event_fn)
     one_step = as_one_step(method)
@@ -147,12 +150,13 @@ def solve_ivp(
         job = Job(steps, layout, init, xs, length, False, rtol, atol, structure)
         sequential = name == "sequential" or not sweeps_serve(job)
         if not sequential:
-            solver, fallback, patience = name, "sequential", patience or PATIENCE
+            # As `scan` does; what is none of these it finds itself.
+            solver = name
+            fallback, patience = fallback or "sequential", patience or PATIENCE
+    guess = _checked_guess(guess, y0, len(t), batched)
     if isinstance(guess, str) and guess == "coarse":
         empty = length * layout.size * layout.samples == 0
         guess = None if sequential or empty else coarse(steps, t, xs)
-    elif guess is not None and not isinstance(guess, str):
-        guess = _without_first(guess, y0, len(t), batched)
     try:
         out = scan(
             steps,
@@ -199,11 +203,13 @@ def _outward(solution, ys, batched):
     )
 
 
-def _without_first(guess, y0, times, batched):
-    """States at all times as those that sweeps look for."""
+def _checked_guess(guess, y0, times, batched):
+    """`guess`, where it is states at all times as those that sweeps look for."""
+    if guess is None or (isinstance(guess, str) and guess in _GUESSES):
+        return guess
     if isinstance(guess, Solution):
         # What it was made by is not differentiated through.
-        guess = pytree.tree_map_only(Tensor, Tensor.detach, guess.value)
+        guess = mapped(Tensor.detach, guess.value)
     leaves, treedef = pytree.tree_flatten(guess)
     states, expected = pytree.tree_flatten(y0)
     fits = treedef == expected and all(
@@ -212,7 +218,7 @@ def _without_first(guess, y0, times, batched):
     )
     if not fits:
         shapes = [(times, *y.shape) for y in states]
-        got = [tuple(getattr(x, "shape", ())) for x in leaves]
+        got = [tuple(x.shape) if isinstance(x, Tensor) else x for x in leaves]
         raise ValueError(
             '`guess` must be "coarse", "init", "step", a Solution or states as '
             f"`solve_ivp` returns them: leaves of shapes {shapes}, got {got}."
