@@ -40,9 +40,26 @@ ONLY_TORCH = {
         "over_time": "jax.vmap in JAX",
     },
     "core.testing": {"largest_bytes": "nothing is compiled; temporary_bytes in JAX"},
-    "deer": dict.fromkeys(
-        ("GRU", "LSTM", "LayerChoice", "LayerInfo", "RNN", "choose_layer"), LAYERS
-    ),
+    "deer": {
+        **dict.fromkeys(
+            ("GRU", "LSTM", "LayerChoice", "LayerInfo", "RNN", "choose_layer"), LAYERS
+        ),
+        **dict.fromkeys(
+            (
+                "AbstractExplicitRungeKutta",
+                "AbstractOneStep",
+                "ClassicalRK4",
+                "Euler",
+                "Heun",
+                "Heun3",
+                "ImplicitMidpoint",
+                "Midpoint",
+                "RK4",
+            ),
+            "a solver of Diffrax in JAX",
+        ),
+        "solve_ivp": "in the argument order of torchdiffeq",
+    },
 }
 
 # Of what both have: parameters that only one has, and other defaults.

@@ -16,8 +16,20 @@ from ._mixing_cells import (
     MultiHeadGRUCell as MultiHeadGRUCell,
 )
 from ._modules import GRU as GRU, LSTM as LSTM, RNN as RNN
+from ._one_step import (
+    AbstractExplicitRungeKutta as AbstractExplicitRungeKutta,
+    AbstractOneStep as AbstractOneStep,
+    ClassicalRK4 as ClassicalRK4,
+    Euler as Euler,
+    Heun as Heun,
+    Heun3 as Heun3,
+    ImplicitMidpoint as ImplicitMidpoint,
+    Midpoint as Midpoint,
+    RK4 as RK4,
+)
 from ._quasi import Picard as Picard, QuasiDEER as QuasiDEER
 from ._scan import scan as scan
+from ._solve_ivp import solve_ivp as solve_ivp
 from ._trust_region import TrustRegion as TrustRegion
 
 
@@ -26,14 +38,23 @@ __all__ = [
     "ELK",
     "GRU",
     "LSTM",
+    "RK4",
     "RNN",
+    "AbstractExplicitRungeKutta",
+    "AbstractOneStep",
     "AdaptiveDamping",
     "Choice",
+    "ClassicalRK4",
     "DiagonalGRUCell",
     "DiagonalLSTMCell",
+    "Euler",
+    "Heun",
+    "Heun3",
+    "ImplicitMidpoint",
     "LEMCell",
     "LayerChoice",
     "LayerInfo",
+    "Midpoint",
     "MultiHeadGRUCell",
     "Picard",
     "QuasiDEER",
@@ -43,4 +64,5 @@ __all__ = [
     "choose",
     "choose_layer",
     "scan",
+    "solve_ivp",
 ]

@@ -195,11 +195,19 @@ def check_pair(out: Any) -> None:
         )
 
 
+class MixedSamplesError(ValueError):
+    """What a sample becomes depends on others."""
+
+
 def check_samples(job: Job, new: Any) -> None:
     """Whether the first sample steps as it does beside others.
 
     Its Jacobian says nothing of them, so that what they give to it would be left out
     of gradients.
+
+    **Raises:**
+
+    `MixedSamplesError` if it does not.
     """
     layout = job.layout
     if layout.samples < 2 or torch._C._are_functorch_transforms_active():
@@ -224,7 +232,7 @@ def check_samples(job: Job, new: Any) -> None:
 
     # If it is not itself twice, that was not the others.
     if not same(step(1), first(new)) and same(step(0), first(new)):
-        raise ValueError(
+        raise MixedSamplesError(
             f"`f` mixes samples: `init` has {layout.samples} of them on its first "
             "axis, and what the first one becomes depends on the others. A single "
             "sequence is a batch of one: `init` (1, ...), `xs` (T, 1, ...)."
