@@ -21,6 +21,11 @@ from ._ode_loop import ParallelInTime
 from ._scan import checked_structure
 
 
+_AT_THE_END = diffrax.SaveAt(t1=True)
+_CONSTANT = diffrax.ConstantStepSize()
+_NO_METER = diffrax.NoProgressMeter()
+
+
 def diffeqsolve(
     terms: PyTree[diffrax.AbstractTerm],
     solver: diffrax.AbstractSolver,
@@ -30,15 +35,13 @@ def diffeqsolve(
     y0: PyTree[ArrayLike],
     args: PyTree[Any] = None,
     *,
-    saveat: diffrax.SaveAt = diffrax.SaveAt(t1=True),
-    stepsize_controller: diffrax.AbstractStepSizeController = (
-        diffrax.ConstantStepSize()
-    ),
+    saveat: diffrax.SaveAt = _AT_THE_END,
+    stepsize_controller: diffrax.AbstractStepSizeController = _CONSTANT,
     adjoint: diffrax.AbstractAdjoint | ChainAdjoint | str | None = None,
     event: diffrax.Event | None = None,
     max_steps: int | None = None,
     throw: bool = True,
-    progress_meter: diffrax.AbstractProgressMeter = diffrax.NoProgressMeter(),
+    progress_meter: diffrax.AbstractProgressMeter = _NO_METER,
     solver_state: PyTree[ArrayLike] | None = None,
     controller_state: PyTree[ArrayLike] | None = None,
     made_jump: ArrayLike | None = None,

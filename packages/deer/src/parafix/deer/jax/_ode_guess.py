@@ -86,7 +86,7 @@ def _is_sound(y0, ys):
             continue
         sizes = jnp.abs(rest).reshape(rest.shape[0], -1).max(1)
         limit = jnp.maximum(jnp.abs(first).max(), sizes[0])
-        limit = limit / np.sqrt(float(jnp.finfo(rest.dtype).eps))
+        limit = limit / float(jnp.finfo(rest.dtype).eps) ** 0.5
         # NaN is not smaller than anything.
         sound = sound & (sizes <= limit).all() & jnp.isfinite(sizes).all()
     return sound

@@ -52,7 +52,8 @@ class ParallelInTime(diffrax.AbstractAdjoint):
         state, length = init_state, self.length
         subs = jax.tree.leaves(saveat.subs, is_leaf=is_sub)
         if length == 0:
-            path = Path(_no_steps(t0), t0, state.y, None, lambda ts: _repeat(state, ts))
+            none = jax.tree.map(lambda x: jnp.zeros((0, *x.shape), x.dtype), state.y)
+            path = Path(_no_steps(t0), t0, state.y, none, lambda ts: _repeat(state, ts))
             saved = _save(saveat, state, path, args)
             return dataclasses.replace(state, **saved), _empty_stats()
 

@@ -48,9 +48,10 @@ class Path(eqx.Module):
         if sub.ts is not None:
             place = at + jnp.arange(number)
             if every:
-                steps_before = jnp.searchsorted(self.grid.after, sub.ts) // every
-                place = place + steps_before
+                before = jnp.searchsorted(self.grid.after, sub.ts).astype(int)
+                place = place + before // every
                 earlier = jnp.searchsorted(sub.ts, self.grid.after, side="right")
+                earlier = earlier.astype(int)
             add(sub.ts, self.between(sub.ts), place)
         if every:
             chosen = slice(every - 1, length, every)
