@@ -27,9 +27,9 @@ ODE = diffrax.ODETerm(pendulum)
 NEWTON = optx.Newton(rtol=1e-12, atol=1e-12)
 EVERY_DAY = {
     "tsit5": diffrax.Tsit5(),
-    "implicit-euler": diffrax.ImplicitEuler(root_finder=NEWTON),
 }
 SLOW = {
+    "implicit-euler": diffrax.ImplicitEuler(root_finder=NEWTON),
     "euler": diffrax.Euler(),
     "heun": diffrax.Heun(),
     "midpoint": diffrax.Midpoint(),
@@ -236,10 +236,10 @@ def test_complex_states():
     [
         (0, 1, 0.3),
         (0.1, 0.7, 0.1),
-        (0.0, 1.0, 1.0),
         (0.0, 1.0, 7.0),
-        (3.0, -1.0, -0.35),
-        (np.float32(0.0), np.float32(1.0), np.float32(0.1)),
+        pytest.param(0.0, 1.0, 1.0, marks=pytest.mark.slow),
+        pytest.param(3.0, -1.0, -0.35, marks=pytest.mark.slow),
+        pytest.param(*map(np.float32, (0.0, 1.0, 0.1)), marks=pytest.mark.slow),
     ],
 )
 def test_grids_of_constant_steps(t0, t1, dt0):

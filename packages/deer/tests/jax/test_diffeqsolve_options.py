@@ -18,6 +18,7 @@ def field(t, y, args):
     return args * jnp.sin(y) * jnp.cos(t)
 
 
+SLOW = pytest.mark.slow
 TERM = diffrax.ODETerm(field)
 Y0, ARGS = jnp.array([0.4, -1.3]), jnp.array(0.9)
 
@@ -28,7 +29,7 @@ def solve(solver=None, y0=Y0, args=ARGS, *, by=diffeqsolve, **options):
 
 
 class TestSaving:
-    @pytest.mark.parametrize("max_steps", [40, 47])
+    @pytest.mark.parametrize("max_steps", [pytest.param(40, marks=SLOW), 47])
     def test_buffers_are_those_of_diffrax(self, max_steps):
         subs = [
             diffrax.SubSaveAt(steps=True, t0=True),
@@ -75,6 +76,7 @@ class TestSaving:
         assert_identical((ours.ts, ours.ys), (theirs.ts, theirs.ys))
         assert_identical(ours.evaluate(1.0), Y0)
 
+    @SLOW
     def test_a_solve_goes_on_from_the_state_of_another(self):
         solver = diffrax.LeapfrogMidpoint()
         saveat = diffrax.SaveAt(t1=True, solver_state=True)
@@ -88,6 +90,7 @@ class TestSaving:
 
 
 class TestGuess:
+    @SLOW
     def test_sweeps(self):
         def number(guess):
             solution = solve(diffrax.Tsit5(), guess=guess)
@@ -100,17 +103,20 @@ class TestGuess:
     @pytest.mark.parametrize(
         "saveat",
         [
-            diffrax.SaveAt(steps=True),
             diffrax.SaveAt(t0=True, steps=True),
-            diffrax.SaveAt(dense=True),
+            pytest.param(diffrax.SaveAt(steps=True), marks=SLOW),
+            pytest.param(diffrax.SaveAt(dense=True), marks=SLOW),
         ],
     )
     def test_an_earlier_solution(self, saveat):
-        earlier = solve(saveat=saveat)
-        again = solve(guess=earlier)
+        earlier = solve(diffrax.Euler(), saveat=saveat)
+        again = solve(diffrax.Euler(), guess=earlier)
         assert int(again.stats["num_sweeps"]) <= 2
-        assert_close(again.ys, solve().ys, 1e-12)
+        assert int(earlier.stats["num_sweeps"]) > 2
+        end = earlier.evaluate(4.0) if saveat.dense else earlier.ys[-1]
+        assert_close(again.ys[-1], end, 1e-12)
 
+    @SLOW
     def test_states_at_all_times(self):
         states = solve(saveat=diffrax.SaveAt(steps=True)).ys
         assert int(solve(guess=states).stats["num_sweeps"]) <= 2
@@ -118,6 +124,7 @@ class TestGuess:
         states = solve(solver, saveat=diffrax.SaveAt(steps=True)).ys
         assert int(solve(solver, guess=states).stats["num_sweeps"]) <= 3
 
+    @SLOW
     def test_long_steps_that_blow_up_are_not_used(self):
         # Stable with dt = 0.1, unstable with ten times as much.
         stiff = diffrax.ODETerm(lambda t, y, args: -args * (y - jnp.cos(t)))
@@ -135,6 +142,7 @@ def lorenz(t, y, args):
 
 
 CHAOS = (diffrax.ODETerm(lorenz), diffrax.Tsit5(), 0.0, 40.0, 0.05, jnp.ones(3))
+SQUARE = diffrax.ODETerm(lambda t, y, args: y**2)
 
 
 class TestFailure:
@@ -143,15 +151,25 @@ class TestFailure:
         assert bool(solution.result == diffrax.RESULTS.nonlinear_max_steps_reached)
         assert bool(solution.stats["result"] == RESULTS.max_steps_reached)
         assert int(solution.stats["converged_prefix"]) < 800
-        with pytest.raises(eqx.EquinoxRuntimeError, match="First bad position"):
+
+    @SLOW
+    def test_results_are_translated(self):
+        arguments = (SQUARE, diffrax.Euler(), 0.0, 4.0, 0.1, jnp.array(3.0))
+        solution = diffeqsolve(*arguments, throw=False)
+        assert bool(solution.result == diffrax.RESULTS.nonfinite)
+        assert bool(solution.stats["result"] == RESULTS.nonfinite)
+        assert int(solution.stats["converged_prefix"]) == 13
+        with pytest.raises(eqx.EquinoxRuntimeError, match="used up `max_steps`"):
             diffeqsolve(*CHAOS, max_sweeps=3)
 
+    @SLOW
     def test_chaos_is_no_success(self):
         solution = diffeqsolve(*CHAOS, throw=False)
         assert bool(solution.result != diffrax.RESULTS.successful)
         assert bool(solution.stats["result"] == RESULTS.ill_conditioned)
         assert float(solution.stats["error_estimate"]) > 1e-8
 
+    @SLOW
     def test_the_fallback_is_the_loop(self):
         ours = diffeqsolve(*CHAOS, max_sweeps=3, fallback="sequential")
         theirs = diffeqsolve(*CHAOS, root_finder="sequential")
@@ -159,18 +177,17 @@ class TestFailure:
         assert_identical(ours.ys, theirs.ys)
 
     def test_a_solution_that_is_not_finite(self):
-        term = diffrax.ODETerm(lambda t, y, args: y**2)
-        arguments = (term, diffrax.Euler(), 0.0, 4.0, 0.1, jnp.array(3.0))
-        solution = diffeqsolve(*arguments, throw=False)
-        assert bool(solution.result == diffrax.RESULTS.nonfinite)
-        with pytest.raises(eqx.EquinoxRuntimeError, match="NaN or infinity"):
-            jax.jit(lambda: diffeqsolve(*arguments).ys)()
+        arguments = (SQUARE, diffrax.Euler(), 0.0, 4.0, 0.1, jnp.array(3.0))
+        with pytest.raises(eqx.EquinoxRuntimeError, match="First bad position: 13"):
+            diffeqsolve(*arguments)
         # The loop says what Diffrax says, and beside it what there is.
         loop = diffeqsolve(*arguments, root_finder="sequential")
         assert bool(loop.result == diffrax.RESULTS.successful)
         assert bool(loop.stats["result"] == RESULTS.nonfinite)
 
-    @pytest.mark.parametrize("root_finder", ["deer", "sequential"])
+    @pytest.mark.parametrize(
+        "root_finder", [pytest.param("deer", marks=SLOW), "sequential"]
+    )
     def test_an_implicit_step_that_is_not_solved(self, root_finder):
         solver = diffrax.ImplicitEuler(
             root_finder=optx.Newton(rtol=1e-13, atol=1e-13), root_find_max_steps=2
@@ -219,16 +236,20 @@ class TestRefused:
             solve(max_steps=39)
 
     def test_times_that_do_not_increase(self):
-        for ts in ([0.0, 2.0, 1.0, 4.0], [0.0, 1.0, 1.0, 4.0]):
-            with pytest.raises(Exception, match="strictly increasing"):
-                diffeqsolve(
-                    *(TERM, diffrax.Heun(), 0.0, 4.0, None, Y0, ARGS),
-                    stepsize_controller=diffrax.StepTo(jnp.array(ts)),
-                )
-        with pytest.raises(Exception, match="increasing or decreasing"):
-            solve(saveat=diffrax.SaveAt(ts=jnp.array([0.2, 0.1])))
-        with pytest.raises(Exception, match="between t0 and t1"):
-            solve(saveat=diffrax.SaveAt(ts=jnp.array([0.2, 4.1])))
+        # Values, so that they are found at run time, by Diffrax.
+        with pytest.raises(eqx.EquinoxRuntimeError, match="strictly increasing"):
+            diffeqsolve(
+                *(TERM, diffrax.Euler(), 0.0, 4.0, None, Y0, ARGS),
+                stepsize_controller=diffrax.StepTo(jnp.array([0.0, 2.0, 1.0, 4.0])),
+                root_finder="sequential",
+            )
+        for ts, message in (
+            ([0.2, 0.1], "increasing or decreasing"),
+            ([0.2, 4.1], "between t0 and t1"),
+        ):
+            saveat = diffrax.SaveAt(ts=jnp.array(ts))
+            with pytest.raises(eqx.EquinoxRuntimeError, match=message):
+                solve(diffrax.Euler(), saveat=saveat, root_finder="sequential")
 
     def test_a_traced_number_of_steps(self):
         def run(t1):
@@ -264,7 +285,7 @@ class TestRefused:
             solve(rtol=-1.0)
         with pytest.raises(ValueError, match="`max_sweeps` must be at least 1"):
             solve(max_sweeps=0)
-        with pytest.raises(ValueError, match="own tolerances|both"):
+        with pytest.raises(ValueError, match="has its own"):
             solve(root_finder=DEER(rtol=1e-3, atol=1e-3), rtol=1e-3)
         with pytest.raises(ValueError, match="divide|blocks"):
             solve(structure=Blocks(3))
