@@ -37,7 +37,8 @@ class Equation(NamedTuple):
 
 
 def _evenly(end: float) -> Callable[[int], np.ndarray]:
-    return lambda count: np.linspace(0, end, count + 1)
+    # No step is longer than a thousandth, with which the methods are stable.
+    return lambda count: np.linspace(0, end * min(1, count / 1_000), count + 1)
 
 
 def _geometrically(first: float, end: float) -> Callable[[int], np.ndarray]:
