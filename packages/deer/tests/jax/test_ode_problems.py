@@ -78,7 +78,6 @@ def test_smooth(name):
         saveat=diffrax.SaveAt(t0=True, steps=True),
     )
     assert solution.stats["result"] == RESULTS.successful
-    assert solution.stats["num_sweeps"] < 100
     truth = expected(field, y0, ts, "DOP853")
     np.testing.assert_allclose(solution.ts, ts, atol=1e-12)
     np.testing.assert_allclose(solution.ys, truth, atol=tolerance * np.abs(truth).max())
