@@ -110,7 +110,9 @@ def length_of(controller: Any, t0: Any, t1: Any, dt0: Any, saveat: Any) -> int:
 
 def _number(name: str, x: ArrayLike) -> float:
     try:
-        value = float(x)
+        # What is only being differentiated has a value.
+        traced = isinstance(x, jax.core.Tracer)
+        value = float(jax.lax.stop_gradient(x) if traced else x)
     except jax.errors.ConcretizationTypeError as e:
         raise ValueError(
             f"`{name}` is traced, and with `ConstantStepSize` the number of steps "
