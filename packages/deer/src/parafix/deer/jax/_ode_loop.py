@@ -146,7 +146,7 @@ def _is_sequential(function, init, options, length):
 
 def _translated(result):
     """The member of Diffrax's results that is closest to one of ours."""
-    theirs = diffrax.RESULTS
+    theirs: Any = diffrax.RESULTS
     translated = theirs.nonlinear_divergence
     for ours, name in (
         (RESULTS.max_steps_reached, theirs.nonlinear_max_steps_reached),

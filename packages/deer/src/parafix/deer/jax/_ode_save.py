@@ -59,11 +59,10 @@ class Path(eqx.Module):
             add(ends[chosen], jax.tree.map(lambda x: x[chosen], self.ys), place)
         total = at + number + (length // every if every else 0)
         if sub.t1 and (every == 0 or length % every != 0):
-            last = (self.t0, self.y0)
+            t, y = self.t0, self.y0
             if length:
-                last = jax.tree.map(lambda x: x[-1], (ends, self.ys))
-            last = jax.tree.map(lambda x: x[None], last)
-            add(*last, jnp.array([total]))
+                t, y = jax.tree.map(lambda x: x[-1], (ends, self.ys))
+            add(t[None], jax.tree.map(lambda x: x[None], y), jnp.array([total]))
             total += 1
         if not times:
             return saved
