@@ -16,7 +16,7 @@ from ._carry import Layout
 from ._ode_grid import Grid, is_sub
 from ._ode_guess import delayed, guess_of
 from ._ode_save import Path
-from ._ode_step import first_failure, Step
+from ._ode_step import first_failure, GuardedStep, Step
 from ._scan import scan
 
 
@@ -70,8 +70,12 @@ class ParallelInTime(diffrax.AbstractAdjoint):
         wanted = sum(0 if sub.ts is None else sub.ts.shape[0] for sub in subs)
         dense = saveat.dense or wanted >= length
 
+        take = step
+        if isinstance(solver, diffrax.AbstractImplicitSolver):
+            take = GuardedStep(step, init, t0)
+
         def function(carry, interval):
-            carry, report = step(carry, interval)
+            carry, report = take(carry, interval)
             result = report.result if report.result.is_traced() else None
             return carry, (carry, result, report.dense_info if dense else None)
 

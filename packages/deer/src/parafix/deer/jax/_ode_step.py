@@ -6,6 +6,7 @@ import diffrax
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jaxtyping import Array, PyTree, Real
 
 
@@ -76,6 +77,43 @@ class Step(eqx.Module):
         """The solution at time `t` of a step, by the interpolation of the solver."""
         path: Any = self.solver.interpolation_cls(t0=before, t1=after, **info)
         return path.evaluate(t)
+
+
+class GuardedStep(eqx.Module):
+    """The step of an implicit solver, at states of which some lead nowhere.
+
+    On the way to a solution there are iterates whose implicit equation has none that is
+    found. There the derivative of a root is asked for at what is no root, and raises.
+    So the step is tried first, and where it fails it is NaN, without a derivative: it
+    is taken from the origin instead, over no time.
+    """
+
+    step: Step
+    origin: Carry
+    t0: Real[Array, ""]
+
+    def __call__(self, carry: Carry, interval: Interval) -> tuple[Carry, Report]:
+        attempt = (self.step, carry, interval)
+        arrays, others = eqx.partition(attempt, eqx.is_array)
+        arrays = jax.tree.map(lax.stop_gradient, arrays)
+        step, *at = eqx.combine(arrays, others)
+        tried, report = step(*at)
+        sound = diffrax.is_okay(report.result)
+        for x in jax.tree.leaves(tried.y):
+            sound = sound & jnp.isfinite(x).all()
+
+        def select(x, y):
+            return jax.tree.map(lambda x, y: jnp.where(sound, x, y), x, y)
+
+        before, after, jump = interval
+        before, after = select((before, after), (self.t0, self.t0))
+        carry = select(carry, self.origin)
+        new, found = self.step(carry, (before, after, jump))
+        nan = jax.tree.map(lambda x: jnp.full_like(x, jnp.nan), new.y)
+        result = diffrax.RESULTS.where(sound, found.result, report.result)
+        return Carry(select(new.y, nan), new.solver_state), found._replace(
+            result=result
+        )
 
 
 def differentiable(solver: diffrax.AbstractSolver) -> diffrax.AbstractSolver:
