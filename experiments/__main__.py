@@ -8,7 +8,13 @@ from collections.abc import Sequence
 from .common import main, SIZES
 
 
-NAMES = ("deer_speed", "deer_difference", "deer_classifier", "deer_lyapunov")
+NAMES = (
+    "deer_speed",
+    "deer_difference",
+    "deer_classifier",
+    "deer_lyapunov",
+    "deer_hnn",
+)
 
 
 def run_all(arguments: Sequence[str] | None = None) -> int:

@@ -10,6 +10,7 @@ SUMMARIES = {
     "deer-scan": "parafix.deer.jax.scan beside lax.scan and a textbook DEER",
     "auto-grid": 'solver="auto" on a grid of sizes, beside all that may beat it',
     "loop-adjoint": "derivatives of a loop: its own, and those of the chain",
+    "diffeqsolve": "parafix.deer.jax.diffeqsolve beside diffrax.diffeqsolve",
     "memory": "temporary memory by windows, layers and chunks, beside lax.scan",
     "rootfinding": "parafix.core.jax.fixed_point beside jaxopt and Optimistix",
     "torch-rootfinding": "parafix.core.torch.fixed_point beside torchdeq",

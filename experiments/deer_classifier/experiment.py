@@ -1,7 +1,6 @@
 """Trains the classifier in all ways at once, a step of each in turn."""
 
 import random
-import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,6 +9,7 @@ import numpy as np
 import optax
 
 from ..common import Advance, number, numbers
+from ..trainings import Run, train, words
 from .config import Config
 from .data import load, Recordings
 from .training import (
@@ -45,14 +45,9 @@ def _train(config, seed, training: Recordings, test: Recordings, advance):
     runs = []
     for contestant in CONTESTANTS:
         advance(f"seed {seed}: compiling {contestant.name}")
-        trained = start(contestant, model, optimiser, shape)
-        step = training_step(contestant, optimiser, config.sweeps)
-        lowered = jax.jit(step, donate_argnums=0).lower(trained, batches[0])
-        compiled = lowered.compile()
-        # Once for nothing, to have everything in place; what comes out is dropped.
-        jax.block_until_ready(compiled(trained, batches[0]))
-        trained = start(contestant, model, optimiser, shape)
-        runs.append(_Run(contestant, compiled, trained))
+        each = _Run(contestant, start(contestant, model, optimiser, shape))
+        each.compile(training_step(contestant, optimiser, config.sweeps), batches[0])
+        runs.append(each)
     everything = [
         Batch(np.arange(len(half.labels)), half.xs, half.lengths, half.labels)
         for half in (training, test)
@@ -62,21 +57,12 @@ def _train(config, seed, training: Recordings, test: Recordings, advance):
     for each in runs:
         each.assess(judge, everything)
     for epoch in range(config.epochs):
-        advance(f"seed {seed}: epoch {epoch + 1}, {_now(runs)}")
-        for batch in _batches(training, config.batch, order):
-            # In turns, in an order drawn anew: what disturbs the machine for a while
-            # disturbs all of them.
-            for each in turns.sample(runs, len(runs)):
-                each.step(batch)
+        advance(f"seed {seed}: epoch {epoch + 1}, {words(runs)}")
+        train(runs, _batches(training, config.batch, order), turns)
         for each in runs:
             each.assess(judge, everything)
     for each in runs:
-        yield {"seed": seed, **each.row(len(test.labels))}
-
-
-def _now(runs):
-    """Sweeps of the last step of those that sweep."""
-    return " and ".join(f"{n} sweeps" for each in runs if (n := each.sweeps))
+        yield {"seed": seed, **each.told(len(test.labels))}
 
 
 def _batches(training, size, order):
@@ -92,44 +78,24 @@ def _batches(training, size, order):
     return batches
 
 
-class _Run:
-    """One contestant on its way."""
+class _Run(Run):
+    """A training, and how the classifier does after each epoch."""
 
-    def __init__(self, contestant, compiled, trained):
-        self.contestant = contestant
-        self._compiled = compiled
-        self._trained = trained
-        self._seconds, self._told = [], []
+    def __init__(self, contestant, trained):
+        super().__init__(contestant, trained)
         self._training_losses, self._right, self._exponents = [], [], []
-
-    @property
-    def sweeps(self) -> int:
-        return int(self._told[-1].sweeps) if self._told else 0
-
-    def step(self, batch: Batch) -> None:
-        start = time.perf_counter()
-        self._trained, told = self._compiled(self._trained, batch)
-        jax.block_until_ready((self._trained, told))
-        self._seconds.append(time.perf_counter() - start)
-        self._told.append(jax.device_get(told))
 
     def assess(self, judge, halves) -> None:
         """The loss of the training half and who is right in the other; not timed."""
-        loss, _, _ = judge(self._trained.model, halves[0])
-        _, right, exponent = judge(self._trained.model, halves[1])
+        loss, _, _ = judge(self.trained.model, halves[0])
+        _, right, exponent = judge(self.trained.model, halves[1])
         self._exponents.append(exponent)
         self._training_losses.append(loss)
         self._right.append(right)
 
-    def row(self, count: int) -> dict[str, Any]:
+    def told(self, count: int) -> dict[str, Any]:
         return {
-            "name": self.contestant.name,
-            "control": self.contestant.perturbed,
-            "seconds": numbers(self._seconds),
-            "losses": numbers([told.loss for told in self._told], 9),
-            "sweeps": [int(told.sweeps) for told in self._told],
-            "finished": [int(told.finished) for told in self._told],
-            "failed": int(np.sum([told.failed for told in self._told])),
+            **self.row(),
             # Before the first epoch and after each.
             "training_losses": numbers(self._training_losses),
             # The largest of the recordings not seen: above zero, rounding grows.

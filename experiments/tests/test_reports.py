@@ -56,9 +56,10 @@ def test_lyapunov(difference):
     assert "1 ill_conditioned" in report.text(record)
 
 
-def test_classifier():
-    report = _report("deer_classifier")
-    record = _record("deer_classifier")
+@pytest.mark.parametrize("name", ["deer_classifier", "deer_hnn"])
+def test_trainings(name):
+    report = _report(name)
+    record = _record(name)
     for row in record["rows"]:
         if row["name"] == "deer":
             row["losses"][3] *= 1.5

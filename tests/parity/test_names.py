@@ -31,7 +31,7 @@ ONLY_JAX = {
         "python_loop": "lax.scan with a slow step; in PyTorch reference_scan is a loop",
         "temporary_bytes": "of compiled programs; largest_bytes in PyTorch",
     },
-    "deer": {},
+    "deer": {"diffeqsolve": "a drop-in for Diffrax, which is a library of JAX"},
 }
 ONLY_TORCH = {
     "core": {

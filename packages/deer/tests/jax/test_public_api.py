@@ -18,6 +18,7 @@ def test_names():
         "TrustRegion",
         "check_structure",
         "choose",
+        "diffeqsolve",
         "scan",
     ]
 

@@ -1,5 +1,7 @@
 """parafix-deer for JAX: recurrences in parallel over time."""
 
+from typing import Any, TYPE_CHECKING
+
 from ._auto import Choice as Choice, choose as choose
 from ._cells import (
     DiagonalGRUCell as DiagonalGRUCell,
@@ -14,6 +16,10 @@ from ._elk import ELK as ELK, QuasiELK as QuasiELK
 from ._quasi import Picard as Picard, QuasiDEER as QuasiDEER
 from ._scan import scan as scan
 from ._trust_region import TrustRegion as TrustRegion
+
+
+if TYPE_CHECKING:
+    from ._diffeqsolve import diffeqsolve as diffeqsolve
 
 
 __all__ = [
@@ -31,5 +37,22 @@ __all__ = [
     "TrustRegion",
     "check_structure",
     "choose",
+    "diffeqsolve",
     "scan",
 ]
+
+
+# Diffrax is loaded by those who solve differential equations, and by nobody else.
+def __getattr__(name: str) -> Any:
+    if name != "diffeqsolve":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    try:
+        from ._diffeqsolve import diffeqsolve
+    except ModuleNotFoundError as e:
+        if e.name != "diffrax":
+            raise
+        raise ModuleNotFoundError(
+            "`diffeqsolve` needs Diffrax: pip install 'parafix-deer[jax]'",
+            name="diffrax",
+        ) from e
+    return diffeqsolve

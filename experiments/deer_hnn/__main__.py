@@ -1,0 +1,6 @@
+import sys
+
+from ..common import main
+
+
+sys.exit(main("deer_hnn"))
