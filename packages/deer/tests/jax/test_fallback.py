@@ -174,6 +174,33 @@ class TestFallback:
         assert_close(ys[5:], expected, 1e-9)
         assert np.isnan(ys[:5]).all()
 
+    @pytest.mark.parametrize("last", [1.0, jnp.nan])
+    def test_small_residuals_add_up(self, last):
+        # Forty that are within tolerance, one by one; their sum is not.
+        xs = jnp.full(60, 1e-12).at[40:].set(last)
+        f = lambda z, x: (z + x,) * 2
+        tolerance = 2e-12 * (1 + jnp.abs(expected := jnp.cumsum(xs)))
+        for options in (
+            {"max_steps": 3},
+            {"max_steps": 3, "fallback": "sequential"},
+            {},
+        ):
+            (_, ys), solution = scan(
+                f,
+                jnp.array(0.0),
+                xs,
+                solver="jacobi",
+                throw=False,
+                return_solution=True,
+                **options,
+            )
+            right = jnp.abs(ys - expected) <= tolerance
+            assert right[: solution.stats["converged_prefix"]].all()
+            if np.isnan(last):
+                assert solution.result != RESULTS.successful
+            elif "fallback" in options:
+                assert solution.result == RESULTS.successful
+
     def test_another_word_is_an_error(self):
         problem = tanh_cell(jax.random.key(1), 5)
         for solver in ("deer", "sequential"):

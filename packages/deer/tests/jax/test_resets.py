@@ -10,9 +10,16 @@ import pytest
 from hypothesis import given, settings, strategies as st
 from jax import lax
 
-from parafix.core.jax import affine_scan, Chain, Diagonal, RESULTS, solve_chain
+from parafix.core.jax import (
+    affine_scan,
+    Chain,
+    Custom,
+    Diagonal,
+    RESULTS,
+    solve_chain,
+)
 from parafix.core.testing.jax import assert_close, assert_identical, lstm, tanh_cell
-from parafix.deer.jax import DEER, scan
+from parafix.deer.jax import DEER, ELK, scan
 
 
 LENGTH = 12
@@ -247,6 +254,21 @@ class TestBadSegments:
             assert (np.isnan(x) | ~np.isnan(y)).all()
         assert np.isnan(actual[1]).all()
 
+    @pytest.mark.parametrize("radius", [100.0, np.inf])
+    def test_a_filter_forgets_it(self, radius):
+        problem = tanh_cell(jax.random.key(1), 60)
+        solver = ELK(1e-11, 1e-11, radius=radius)
+
+        @jax.jit
+        def sweeps(xs):
+            options = {"resets": np.arange(60) == 5, "throw": False}
+            options["return_solution"] = True
+            run = scan(problem.bind(), problem.init, xs, solver=solver, **options)
+            return run[1].stats["num_steps"]
+
+        bad = sweeps(problem.xs.at[2].set(jnp.nan))
+        assert bad <= sweeps(problem.xs) < 20
+
     def test_what_runs_away_on_the_way_only_costs_sweeps(self):
         # Newton's iterates overflow; the states do not.
         def f(h, x):
@@ -399,6 +421,29 @@ def test_a_structure_serves_as_well():
         throw=False,
     )
     np.testing.assert_allclose(ys, separate(f, jnp.zeros(2), xs)[1], atol=1e-9)
+
+
+@pytest.mark.parametrize(("count", "reverse"), [(7, False), (7, True), (0, False)])
+def test_a_jacobian_that_is_supplied_is_not_that_of_padding(count, reverse):
+    f = lambda z, x: (jnp.tanh(0.7 * z + x),) * 2
+    slope = lambda z, x: 0.7 * (1 - jnp.tanh(0.7 * z + x) ** 2)
+    xs = jnp.sin(jnp.arange(2.0 * LENGTH)).reshape(LENGTH, 2)
+    options = {"structure": Custom(slope, Diagonal()), "lengths": count}
+    out = scan(f, jnp.zeros(2), xs, solver="deer", reverse=reverse, **options)
+    assert_close(out, shorter(f, jnp.zeros(2), xs, count, reverse), 1e-9)
+
+
+@pytest.mark.parametrize("solver", ["deer", "sequential"])
+def test_padding_is_run_where_the_sample_is(solver):
+    # From zero the root of the first input has no derivative; but of a reversed run
+    # that input is the last.
+    def loss(weight, run):
+        f = lambda z, x: (jnp.sqrt(weight * z + x),) * 2
+        return run(f, jnp.array(0.0), jnp.array([0.0, 1.0, 1.0]))[1].sum()
+
+    padded = ft.partial(scan, solver=solver, lengths=2, reverse=True)
+    alone = lambda f, init, xs: lax.scan(f, init, xs[:2], reverse=True)
+    assert_close(*(jax.grad(loss)(1.0, run) for run in (padded, alone)), 1e-9)
 
 
 def _unchecked(call):

@@ -150,6 +150,85 @@ class TestBadSegments:
         with pytest.raises(RuntimeError, match="First bad position: 6"):
             scan(f, init, xs, resets=RESETS, solver="deer")
 
+    def test_counters_count_on(self):
+        def f(carry, x):
+            h, n = carry
+            h = torch.tanh(0.5 * h + x)
+            return (h, n + 1), n
+
+        init = torch.zeros(1, 1).double(), torch.zeros(1, dtype=torch.long)
+        xs = torch.ones(8, 1, 1).double()
+        xs[2] = torch.nan
+        options = {"resets": torch.arange(8) == 5, "throw": False}
+        (_, ys), solution = scan(
+            f, init, xs, solver="deer", return_solution=True, **options
+        )
+        assert ys[:, 0].tolist() == [0, 1, 2, 3, 4, 0, 1, 2]
+        assert solution.value[1][:, 0].tolist() == [1, 2, 3, 4, 5, 1, 2, 3]
+
+    @pytest.mark.parametrize("solver", ["deer", "elk"])
+    def test_the_others_take_no_more_sweeps(self, solver):
+        made = torch.Generator().manual_seed(0)
+        xs = torch.randn(60, 1, 2, generator=made).double()
+        f = lambda h, x: (torch.tanh(0.5 * h + 0.3 * h.flip(-1) + x),) * 2
+        resets = torch.arange(60) == 5
+
+        def sweeps(xs):
+            run = scan(
+                f,
+                torch.zeros(1, 2).double(),
+                xs,
+                resets=resets,
+                solver=solver,
+                throw=False,
+                return_solution=True,
+            )
+            return int(run[1].stats["num_steps"])
+
+        good = sweeps(xs)
+        xs[2] = torch.nan
+        # Once until it is found, and once more.
+        assert sweeps(xs) <= 5 + 2 * good < 40
+
+
+@pytest.mark.parametrize("solver", ["deer", "sequential"])
+def test_padding_is_run_where_the_sample_is(solver):
+    # From zero the root of the first input has no derivative; but of a reversed run
+    # that input is the last.
+    weight = torch.ones((), dtype=torch.float64, requires_grad=True)
+    xs = torch.tensor([0.0, 1.0, 1.0]).double()[:, None]
+    f = lambda z, x: (torch.sqrt(weight * z + x),) * 2
+    options = {"solver": solver, "reverse": True}
+    padded = scan(f, xs[0], xs, lengths=torch.tensor([2]), **options)[1]
+    alone = scan(f, xs[0], xs[:2], **options)[1]
+    assert_near(*(torch.autograd.grad(ys.sum(), weight) for ys in (padded, alone)))
+
+
+@pytest.mark.parametrize("solver", ["deer", "sequential"])
+def test_the_exponent_is_that_of_the_steps_that_are_run(solver):
+    f = lambda h, x: (0.5 * h + x,) * 2
+    xs = torch.ones(20, 1, 1).double()
+    for options in (
+        {},
+        {"resets": torch.arange(20) % 5 == 3},
+        {"lengths": torch.tensor([7])},
+    ):
+        solution = scan(f, xs[0], xs, solver=solver, return_solution=True, **options)[1]
+        exponent = solution.stats["lyapunov_exponent"]
+        torch.testing.assert_close(exponent, torch.tensor([0.5]).double().log())
+
+
+def test_mixed_samples_are_seen_before_the_first_reset():
+    f = lambda h, x: (torch.tanh(h.mean(0, keepdim=True) + x),) * 2
+    with pytest.raises(ValueError, match="mixes samples"):
+        scan(
+            f,
+            torch.zeros(2, 1),
+            torch.ones(5, 2, 1),
+            solver="deer",
+            resets=torch.ones(5, dtype=torch.bool),
+        )
+
 
 def test_drivers_start_over_too():
     def f(carry, x):
