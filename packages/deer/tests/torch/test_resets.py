@@ -140,7 +140,8 @@ class TestBadSegments:
         assert torch.isfinite(wanted[3]).all(-1).sum() > LENGTH
         # What the bad segments contribute to is never a number.
         assert torch.isnan(actual[0]).all()
-        assert torch.isnan(actual[1][:2]).all()
+        for x, y in zip(actual, wanted, strict=True):
+            assert torch.isnan(x[torch.isnan(y)]).all()
         assert torch.isnan(actual[3][6, 0]).all()
 
     def test_raises_where_a_failure_is_to_raise(self):
@@ -165,6 +166,40 @@ class TestBadSegments:
         )
         assert ys[:, 0].tolist() == [0, 1, 2, 3, 4, 0, 1, 2]
         assert solution.value[1][:, 0].tolist() == [1, 2, 3, 4, 5, 1, 2, 3]
+
+    def test_padding_has_no_resets(self):
+        xs = torch.ones(6, 1, 1).double()
+        xs[2], xs[3:] = torch.nan, 5.0
+        resets = torch.tensor([0, 0, 1, 0, 1, 0], dtype=torch.bool)
+        found = []
+        for solver in ("deer", "sequential"):
+            xs_ = xs.clone().requires_grad_()
+            (carry, ys), solution = scan(
+                lambda h, x: (torch.tanh(0.5 * h + x),) * 2,
+                torch.zeros(1, 1).double(),
+                xs_,
+                resets=resets,
+                lengths=torch.tensor([3]),
+                solver=solver,
+                throw=False,
+                return_solution=True,
+            )
+            (gradient,) = torch.autograd.grad(ys[:2].sum() + 0 * ys.sum(), xs_)
+            found.append((carry, ys, solution.value, gradient))
+        torch.testing.assert_close(*found, rtol=0, atol=1e-9, equal_nan=True)
+        carry, _, _, gradient = found[0]
+        assert torch.isnan(carry).all()
+        # That of the sequence before is a number.
+        assert torch.isfinite(gradient[:2]).all()
+
+    def test_members_of_a_vmap(self):
+        f = lambda h, x: (torch.tanh(0.5 * h + x),) * 2
+        xs = torch.linspace(-1, 1, 12).double().reshape(2, 6, 1, 1)
+        run = lambda xs, solver: scan(
+            f, xs[0], xs, resets=torch.arange(6) == 3, solver=solver
+        )[1]
+        actual = torch.func.vmap(run, (0, None))(xs, "deer")
+        assert_near(actual, torch.stack([run(x, "sequential") for x in xs]))
 
     @pytest.mark.parametrize("solver", ["deer", "elk"])
     def test_the_others_take_no_more_sweeps(self, solver):

@@ -360,9 +360,9 @@ def capture(
         if isinstance(leaf, Tensor):
             recording.note(leaf)
     # The recording last: to enter the others also is a call.
-    with autocast.entered(), torch.set_grad_enabled(plain), _eager():
-        with told(recording.inside), recording:
-            value = fn(z, {})
+    made = told(recording.inside)
+    with autocast.entered(), torch.set_grad_enabled(plain), _eager(), made, recording:
+        value = fn(z, {})
     originals = tuple(recording.found.values())
     params = tuple(map(_resolved, originals))
     start = None
