@@ -279,9 +279,7 @@ class TestCustom:
                 given = [self.WEIGHTS.clone(), init.clone(), xs.clone()]
                 weights, init_, xs_ = (x.requires_grad_() for x in given)
                 _, ys = solve(Supplied(weights), init_, xs_)
-                found.append(
-                    torch.autograd.grad((ys**3).sum(), (weights, init_, xs_))
-                )
+                found.append(torch.autograd.grad((ys**3).sum(), (weights, init_, xs_)))
         assert_close(found[::2], found[1::2], 1e-10)
 
     def test_no_pulls_are_made(self):
