@@ -75,6 +75,7 @@ ONLY_JAX_PARAMETERS = {
 }
 ONLY_TORCH_PARAMETERS = {
     **{(cell, "device"): "as every module of torch.nn" for cell in CELLS},
+    ("Chain", "apart"): "resets in JAX, which leave themselves out",
     ("Chain", "broadcasts"): "in JAX a step is for one sample, under jax.vmap",
     ("Chain", "linearised"): "JAX linearises every step by itself",
     ("UnrolledAdjoint", "checkpoint"): "JAX always does: steps are of a bounded loop",

@@ -206,6 +206,43 @@ def test_guess(cell, options):
     assert_same(step, arrays, "float64", guess=guess_of(arrays), **options)
 
 
+@pytest.mark.parametrize("solver", ["deer", "sequential"])
+def test_packed_and_padded(solver):
+    step, arrays = recurrence("tanh", "float64")
+    resets = np.random.default_rng(3).random((LENGTH, SAMPLES)) < 0.1
+    counts = np.array([LENGTH, 23, 1])
+    # A sequence that turns bad, and the next.
+    arrays["xs"][9, 0], resets[12, 0] = np.nan, True
+    options = {"solver": solver, "throw": False, "return_solution": True}
+
+    @jax.jit
+    def ours(arrays):
+        def one(init, xs, resets, count):
+            f = lambda carry, x: step(InJAX, arrays["weights"], carry, x)
+            lots = {"resets": resets, "lengths": count, **options}
+            return in_jax.scan(f, init, xs, **lots)
+
+        inputs = arrays["init"], arrays["xs"], resets, counts
+        (_, ys), solution = jax.vmap(one, (0, 1, 1, 0))(*inputs)
+        return ys.swapaxes(0, 1), solution
+
+    def theirs(arrays):
+        f = lambda carry, x: step(InTorch, arrays["weights"], carry, x)
+        lots = {"resets": resets, "lengths": counts, **options}
+        (_, ys), solution = in_torch.scan(f, arrays["init"], arrays["xs"], **lots)
+        return ys, solution
+
+    expected, known = ours(jax.tree.map(jnp.asarray, arrays))
+    found, solution = theirs(pytree.tree_map(torch.tensor, arrays))
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-10)
+    np.testing.assert_array_equal(solution.result, known.result._value)
+    np.testing.assert_array_equal(solution.position, known.position)
+    assert solution.result.tolist() == [2, 0, 0]
+    for name in ("converged_prefix", "sequential_from", "lyapunov_exponent"):
+        ours_, theirs_ = known.stats[name], solution.stats[name]
+        np.testing.assert_allclose(theirs_, ours_, rtol=1e-10, err_msg=name)
+
+
 def test_automatic():
     # What is chosen on a CPU may differ; the numbers do not.
     step, arrays = recurrence("gru", "float64")

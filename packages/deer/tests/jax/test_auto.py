@@ -176,6 +176,15 @@ def test_a_solution_can_be_asked_for_where_there_is_no_tangent(solver):
     assert solution.result == RESULTS.successful
 
 
+def test_a_solution_of_no_steps_where_a_counter_depends_on_floats():
+    f = lambda c, x: ((jnp.tanh(c[0] + x), jnp.where(c[0] > 0, 1, c[1])), c[0])
+    init = (jnp.array(0.5), jnp.array(3))
+    out, solution = scan(f, init, jnp.zeros(0), return_solution=True)
+    assert_identical(out[0], init)
+    assert solution.result == RESULTS.successful
+    assert solution.stats["converged_prefix"] == 0
+
+
 class TestChoices:
     def test_the_processor_decides_first(self):
         for length in (10, 10**6):

@@ -49,7 +49,31 @@ def sequence(cell):
 
 
 @pytest.mark.parametrize("name", CELLS)
+def test_declares_the_truth(name):
+    cell = CELLS[name][0](jax.random.key(1))
+    check_structure(cell, cell.structure, cell.initial(), sequence(cell))
+
+
+@pytest.mark.parametrize("name", CELLS)
+def test_does_not_declare_too_much(name):
+    # Less would be false: the structure is the smallest there is.
+    cell = CELLS[name][0](jax.random.key(1))
+    if isinstance(cell.structure, Diagonal):
+        return
+    with pytest.raises(ValueError, match="is false"):
+        check_structure(cell, Diagonal(), cell.initial(), sequence(cell))
+
+
 class TestCells:
+    @pytest.mark.parametrize(
+        "name",
+        [
+            "diagonal GRU",
+            "multi-head GRU",
+            pytest.param("diagonal LSTM", marks=pytest.mark.slow),
+            pytest.param("LEM", marks=pytest.mark.slow),
+        ],
+    )
     def test_values_and_gradients(self, name):
         make, structure, tangents = CELLS[name]
         cell = make(jax.random.key(0))
@@ -77,18 +101,6 @@ class TestCells:
         assert sweeps <= 8
         # Tangents of sweeps, and of the growth of errors.
         assert solution.stats["num_linear"] == tangents * (sweeps + 1)
-
-    def test_declares_the_truth(self, name):
-        cell = CELLS[name][0](jax.random.key(1))
-        check_structure(cell, cell.structure, cell.initial(), sequence(cell))
-
-    def test_does_not_declare_too_much(self, name):
-        # Less would be false: the structure is the smallest there is.
-        cell = CELLS[name][0](jax.random.key(1))
-        if isinstance(cell.structure, Diagonal):
-            return
-        with pytest.raises(ValueError, match="is false"):
-            check_structure(cell, Diagonal(), cell.initial(), sequence(cell))
 
 
 def test_a_stride_is_a_loop_with_a_stride():

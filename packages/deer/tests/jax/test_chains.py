@@ -61,7 +61,10 @@ def expectation(solver):
     return jax.jit(jax.value_and_grad(mean, has_aux=True))(target)
 
 
-@pytest.mark.parametrize(("solver", "most"), [("deer", 30), ("quasi-deer", 150)])
+@pytest.mark.parametrize(
+    ("solver", "most"),
+    [("deer", 30), pytest.param("quasi-deer", 150, marks=pytest.mark.slow)],
+)
 def test_a_markov_chain_is_its_sequential_run(solver, most):
     (mean, (z, accepted, solution)), gradient = expectation(solver)
     (expected_mean, (expected_z, decisions, _)), expected = expectation(None)

@@ -59,6 +59,7 @@ def test_from_end_to_end(recording, capsys):
     assert pathlib.Path("story.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 def test_float64_leaves_the_setting_alone(recording, capsys):
     before = jax.config.read("jax_enable_x64")
     options = ["--cell", "lstm", "--dtype", "float64", "--window", "20"]
@@ -115,7 +116,7 @@ def test_one_wrong_entry_of_a_gradient_is_seen(wrong, monkeypatch):
         assert not demo.gradient(ignore).agrees
 
 
-@pytest.mark.parametrize("cell", ["lstm", "tanh"])
+@pytest.mark.parametrize("cell", ["lstm", pytest.param("tanh", marks=pytest.mark.slow)])
 def test_sequential_and_deer_agree(cell):
     with small(cell) as demo:
         forward, gradient = demo.forward(ignore), demo.gradient(ignore)

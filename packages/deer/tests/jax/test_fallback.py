@@ -21,6 +21,11 @@ def solve(problem, init=None, xs=None, **options):
     return scan(f, init, xs, return_solution=True, **options)
 
 
+def summed(z, x):
+    z = z + x
+    return z, z
+
+
 class TestFallback:
     @pytest.mark.parametrize(
         ("solver", "reverse", "window"),
@@ -73,7 +78,9 @@ class TestFallback:
         )
         assert_close(actual, expected, 1e-9)
 
-    @pytest.mark.parametrize("max_steps", [None, 3])
+    @pytest.mark.parametrize(
+        "max_steps", [None, pytest.param(3, marks=pytest.mark.slow)]
+    )
     def test_of_a_chaotic_chain_is_the_loop_from_the_beginning(self, max_steps):
         # From a state that is right to 1e-12 only, all digits would be lost.
         options = {"length": 200, "solver": "deer", "max_steps": max_steps}
@@ -174,6 +181,32 @@ class TestFallback:
         assert_close(ys[5:], expected, 1e-9)
         assert np.isnan(ys[:5]).all()
 
+    @pytest.mark.parametrize("last", [1.0, jnp.nan])
+    def test_small_residuals_add_up(self, last):
+        # Forty that are within tolerance, one by one; their sum is not.
+        xs, f = jnp.full(60, 1e-12).at[40:].set(last), summed
+        tolerance = 2e-12 * (1 + jnp.abs(expected := jnp.cumsum(xs)))
+        for options in (
+            {"max_steps": 3},
+            {"max_steps": 3, "fallback": "sequential"},
+            {},
+        ):
+            (_, ys), solution = scan(
+                f,
+                jnp.array(0.0),
+                xs,
+                solver="jacobi",
+                throw=False,
+                return_solution=True,
+                **options,
+            )
+            right = jnp.abs(ys - expected) <= tolerance
+            assert right[: solution.stats["converged_prefix"]].all()
+            if np.isnan(last):
+                assert solution.result != RESULTS.successful
+            elif "fallback" in options:
+                assert solution.result == RESULTS.successful
+
     def test_another_word_is_an_error(self):
         problem = tanh_cell(jax.random.key(1), 5)
         for solver in ("deer", "sequential"):
@@ -188,12 +221,23 @@ class TestGuess:
         again, warm = solve(problem, solver="deer", guess=solution)
         assert_close(again, out, 1e-12)
         assert warm.stats["num_steps"] < solution.stats["num_steps"]
+
+    @pytest.mark.slow
+    def test_a_solution_of_a_reversed_run(self):
+        problem = tanh_cell(jax.random.key(1), LENGTH)
         reverse = solve(problem, solver="deer", reverse=True)[1]
         warm = solve(problem, solver="deer", reverse=True, guess=reverse)[1]
         assert warm.stats["num_steps"] < reverse.stats["num_steps"]
 
-    @pytest.mark.parametrize("guess", ["init", "step"])
-    @pytest.mark.parametrize("reverse", [False, True])
+    @pytest.mark.parametrize(
+        ("guess", "reverse"),
+        [
+            ("step", True),
+            pytest.param("step", False, marks=pytest.mark.slow),
+            pytest.param("init", True, marks=pytest.mark.slow),
+            pytest.param("init", False, marks=pytest.mark.slow),
+        ],
+    )
     def test_a_name(self, guess, reverse):
         problem = tanh_cell(jax.random.key(1), LENGTH)
         f, init, xs = problem.bind(), problem.init, problem.xs

@@ -101,7 +101,9 @@ def test_values_and_sweeps(name, problem, expected):
     assert solution.stats["converged_prefix"] == 200
 
 
-@pytest.mark.parametrize("name", ["quasi-deer", "elk", "quasi-elk"])
+@pytest.mark.parametrize(
+    "name", ["quasi-deer", "elk", pytest.param("quasi-elk", marks=pytest.mark.slow)]
+)
 def test_gradients_are_those_of_backpropagation_through_time(name, problem, expected):
     @jax.jit
     @ft.partial(jax.grad, argnums=(0, 1, 2))
@@ -144,7 +146,11 @@ def test_products_with_the_hessian(name):
 
 class TestInfiniteRadius:
     @pytest.mark.parametrize(
-        ("plain", "filtered"), [(DEER, ELK), (QuasiDEER, QuasiELK)]
+        ("plain", "filtered"),
+        [
+            pytest.param(DEER, ELK, marks=pytest.mark.slow),
+            (QuasiDEER, QuasiELK),
+        ],
     )
     def test_is_the_plain_solver_sweep_by_sweep(self, plain, filtered):
         problem = gru(jax.random.key(0), 40, 3)
@@ -358,7 +364,13 @@ class TestNeverAFalseSuccess:
             "lorenz": jnp.array([1.0, 2.0, 20.0]),
         }.get(case, jnp.array([0.1, 0.0, -0.2]))
 
-    @pytest.mark.parametrize("name", NAMES)
+    @pytest.mark.parametrize(
+        "name",
+        [
+            pytest.param(n, marks=[pytest.mark.slow] * (n in ("picard", "quasi-elk")))
+            for n in NAMES
+        ],
+    )
     def test_on(self, name):
         phase = 0.3 * jnp.arange(float(self.LENGTH))
         xs = (jnp.arange(self.LENGTH), jnp.sin(phase[:, None] + jnp.arange(3.0)[None]))

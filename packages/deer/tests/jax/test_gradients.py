@@ -49,7 +49,7 @@ class TestReverseMode:
         [
             ("gru", 0, {}),
             ("gru", 1, {}),
-            ("gru", 100, {"window": 30}),
+            pytest.param("gru", 100, {"window": 30}, marks=pytest.mark.slow),
             ("lstm", 20, {"reverse": True, "window": 7}),
         ],
     )

@@ -222,6 +222,26 @@ class TestThrowing:
             assert_identical(scan(f, init, xs, solver=solver), lax.scan(f, init, xs))
 
 
+# One program for all rates.
+@eqx.filter_jit
+def beside_chaos(rate, guess, chunk, max_steps):
+    def f(carry, x):
+        chaos = rate * carry["chaos"] * (1 - carry["chaos"])
+        carry = {"calm": jnp.tanh(0.5 * carry["calm"] + x), "chaos": chaos}
+        return carry, None
+
+    return scan(
+        f,
+        {"calm": jnp.array(0.1), "chaos": jnp.array(0.3)},
+        jnp.sin(jnp.arange(200)),
+        solver=DEER(1e-12, 1e-12, chunk=chunk),
+        guess=guess,
+        max_steps=max_steps,
+        throw=False,
+        return_solution=True,
+    )[1]
+
+
 class TestChaos:
     @pytest.mark.parametrize(
         ("solver", "window"), [("deer", None), ("deer", 50), ("jacobi", None)]
@@ -252,31 +272,17 @@ class TestChaos:
         assert again.stats["num_steps"] == 1
         return again
 
-    def solve(self, rate, guess=None, length=200, chunk=None, max_steps=None):
-        def f(carry, x):
-            chaos = rate * carry["chaos"] * (1 - carry["chaos"])
-            carry = {"calm": jnp.tanh(0.5 * carry["calm"] + x), "chaos": chaos}
-            return carry, None
+    def solve(self, rate, guess=None, chunk=None, max_steps=None):
+        return beside_chaos(jnp.asarray(rate), guess, chunk, max_steps)
 
-        return scan(
-            f,
-            {"calm": jnp.array(0.1), "chaos": jnp.array(0.3)},
-            jnp.sin(jnp.arange(length)),
-            solver=DEER(1e-12, 1e-12, chunk=chunk),
-            guess=guess,
-            max_steps=max_steps,
-            throw=False,
-            return_solution=True,
-        )[1]
-
-    @pytest.mark.parametrize("sweeps", [2, 50])
+    @pytest.mark.parametrize("sweeps", [2, pytest.param(50, marks=pytest.mark.slow)])
     def test_nowhere_reaches_the_prefix_of_too_few_sweeps(self, sweeps):
         # Ahead of it iterates are as large as they get, and so is their rounding.
         first = self.solve(3.9, max_steps=sweeps).value["chaos"]
         assert np.abs(first).max() > 2
         assert_identical(first[:sweeps], self.solve(3.9).value["chaos"][:sweeps])
 
-    @pytest.mark.parametrize("chunk", [None, 60])
+    @pytest.mark.parametrize("chunk", [None, pytest.param(60, marks=pytest.mark.slow)])
     def test_is_no_success_if_the_guess_is_the_answer(self, chunk):
         solution = self.exact(3.9, chunk)
         assert solution.result == RESULTS.ill_conditioned
@@ -467,7 +473,7 @@ class TestConditioning:
         assert solution.stats["num_steps"] <= 2
 
     def test_in_narrow_dtypes(self):
-        problem = gru(jax.random.key(6), 100, dtype=jnp.bfloat16)
+        problem = tanh_cell(jax.random.key(6), 100, dtype=jnp.bfloat16)
         _, solution = scan(
             problem.bind(),
             problem.init,
@@ -484,15 +490,14 @@ class TestResiduals:
         f = problem.bind()
         inits = jax.random.normal(jax.random.key(8), (5, 3))
 
+        @jax.jit
         def solve(tolerance):
             def one(init):
                 return scan(
                     f,
                     init,
                     problem.xs,
-                    solver="deer",
-                    rtol=tolerance,
-                    atol=tolerance,
+                    solver=DEER(tolerance, tolerance),
                     throw=False,
                     return_solution=True,
                 )[1]

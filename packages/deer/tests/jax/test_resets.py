@@ -10,9 +10,16 @@ import pytest
 from hypothesis import given, settings, strategies as st
 from jax import lax
 
-from parafix.core.jax import affine_scan, Chain, Diagonal, RESULTS, solve_chain
+from parafix.core.jax import (
+    affine_scan,
+    Chain,
+    Custom,
+    Diagonal,
+    RESULTS,
+    solve_chain,
+)
 from parafix.core.testing.jax import assert_close, assert_identical, lstm, tanh_cell
-from parafix.deer.jax import DEER, scan
+from parafix.deer.jax import DEER, ELK, scan
 
 
 LENGTH = 12
@@ -60,7 +67,7 @@ class TestResets:
     @pytest.mark.parametrize(
         ("make", "solver", "reverse", "window"),
         [
-            (lstm, "deer", False, None),
+            pytest.param(lstm, "deer", False, None, marks=pytest.mark.slow),
             (tanh_cell, "deer", True, 5),
             pytest.param(tanh_cell, "jacobi", False, 5, marks=pytest.mark.slow),
             (lstm, "sequential", True, None),
@@ -79,7 +86,9 @@ class TestResets:
         )
         assert_identical(jax.tree.map(lambda x: x[0], last), out[0])
 
-    @pytest.mark.parametrize("reverse", [False, True])
+    @pytest.mark.parametrize(
+        "reverse", [pytest.param(False, marks=pytest.mark.slow), True]
+    )
     def test_derivatives_are_those_of_separate_runs(self, reverse):
         problem = tanh_cell(jax.random.key(2), LENGTH)
         packed = ft.partial(scan, solver="deer", resets=RESETS, reverse=reverse)
@@ -228,7 +237,9 @@ class TestBadSegments:
         with pytest.raises(Exception, match="First bad position: 5"):
             scan(f, jnp.array(0.1), xs, solver="deer", resets=RESETS)
 
-    @pytest.mark.parametrize("reverse", [False, True])
+    @pytest.mark.parametrize(
+        "reverse", [pytest.param(False, marks=pytest.mark.slow), True]
+    )
     def test_gradients_do_not_get_past_a_reset_either(self, reverse):
         problem = tanh_cell(jax.random.key(1), LENGTH)
         xs = problem.xs.at[6].set(jnp.nan)
@@ -247,6 +258,21 @@ class TestBadSegments:
             assert (np.isnan(x) | ~np.isnan(y)).all()
         assert np.isnan(actual[1]).all()
 
+    def test_a_filter_forgets_it(self):
+        problem = tanh_cell(jax.random.key(1), 60)
+
+        @jax.jit
+        def sweeps(xs, radius):
+            options = {"resets": np.arange(60) == 5, "throw": False}
+            options["solver"] = ELK(1e-11, 1e-11, radius=radius)
+            options["return_solution"] = True
+            run = scan(problem.bind(), problem.init, xs, **options)
+            return run[1].stats["num_steps"]
+
+        for radius in (100.0, np.inf):
+            bad = sweeps(problem.xs.at[2].set(jnp.nan), radius)
+            assert bad <= sweeps(problem.xs, radius) < 20
+
     def test_what_runs_away_on_the_way_only_costs_sweeps(self):
         # Newton's iterates overflow; the states do not.
         def f(h, x):
@@ -263,7 +289,7 @@ class TestLengths:
     @pytest.mark.parametrize(
         ("make", "solver", "reverse", "window", "count"),
         [
-            (tanh_cell, "deer", False, None, 7),
+            pytest.param(tanh_cell, "deer", False, None, 7, marks=pytest.mark.slow),
             (tanh_cell, "deer", True, 5, 7),
             pytest.param(lstm, "jacobi", False, 5, LENGTH, marks=pytest.mark.slow),
             (tanh_cell, "sequential", True, None, 7),
@@ -296,8 +322,15 @@ class TestLengths:
         ):
             np.testing.assert_allclose(x[count:], np.tile(y, (LENGTH - count, 1)))
 
-    @pytest.mark.parametrize("solver", ["deer", "sequential"])
-    @pytest.mark.parametrize("reverse", [False, True])
+    @pytest.mark.parametrize(
+        ("reverse", "solver"),
+        [
+            (True, "deer"),
+            (False, "sequential"),
+            pytest.param(False, "deer", marks=pytest.mark.slow),
+            pytest.param(True, "sequential", marks=pytest.mark.slow),
+        ],
+    )
     def test_derivatives_are_those_of_shorter_runs(self, solver, reverse):
         problem = tanh_cell(jax.random.key(1), LENGTH)
         xs = problem.xs.at[7:].set(jnp.nan)
@@ -373,12 +406,13 @@ def test_a_chain_with_an_origin_of_its_own():
     xs = jnp.zeros((4, 1))
     resets = jnp.array([False, False, True, False])
 
+    @jax.jit
     def last(init, origin):
         problem = Chain(step, init, xs, 4, resets=resets, origin=origin)
         return solve_chain(problem, solver="deer", window=3).value[:, 0]
 
     np.testing.assert_allclose(last(init, origin), [0.5, 0.25, 1.5, 0.75])
-    of_init, of_origin = jax.jacobian(last, (0, 1))(init, origin)
+    of_init, of_origin = jax.jit(jax.jacfwd(last, (0, 1)))(init, origin)
     np.testing.assert_allclose(of_init[:, 0], [0.5, 0.25, 0, 0])
     np.testing.assert_allclose(of_origin[:, 0], [0, 0, 0.5, 0.25])
     with pytest.raises(ValueError, match="`origin`"):
@@ -399,6 +433,29 @@ def test_a_structure_serves_as_well():
         throw=False,
     )
     np.testing.assert_allclose(ys, separate(f, jnp.zeros(2), xs)[1], atol=1e-9)
+
+
+@pytest.mark.parametrize(("count", "reverse"), [(7, False), (7, True), (0, False)])
+def test_a_jacobian_that_is_supplied_is_not_that_of_padding(count, reverse):
+    f = lambda z, x: (jnp.tanh(0.7 * z + x),) * 2
+    slope = lambda z, x: 0.7 * (1 - jnp.tanh(0.7 * z + x) ** 2)
+    xs = jnp.sin(jnp.arange(2.0 * LENGTH)).reshape(LENGTH, 2)
+    options = {"structure": Custom(slope, Diagonal()), "lengths": count}
+    out = scan(f, jnp.zeros(2), xs, solver="deer", reverse=reverse, **options)
+    assert_close(out, shorter(f, jnp.zeros(2), xs, count, reverse), 1e-9)
+
+
+@pytest.mark.parametrize("solver", ["deer", "sequential"])
+def test_padding_is_run_where_the_sample_is(solver):
+    # From zero the root of the first input has no derivative; but of a reversed run
+    # that input is the last.
+    def loss(weight, run):
+        f = lambda z, x: (jnp.sqrt(weight * z + x),) * 2
+        return run(f, jnp.array(0.0), jnp.array([0.0, 1.0, 1.0]))[1].sum()
+
+    padded = ft.partial(scan, solver=solver, lengths=2, reverse=True)
+    alone = lambda f, init, xs: lax.scan(f, init, xs[:2], reverse=True)
+    assert_close(*(jax.grad(loss)(1.0, run) for run in (padded, alone)), 1e-9)
 
 
 def _unchecked(call):

@@ -189,7 +189,10 @@ class TestCarries:
         check(f, init, jnp.linspace(-1, 1, 7), solver="deer")
         check(f, init, jnp.linspace(-1, 1, 7), solver="jacobi", reverse=True, window=3)
 
-    @pytest.mark.parametrize("make", [jax.random.key, jax.random.PRNGKey])
+    @pytest.mark.parametrize(
+        "make",
+        [jax.random.key, pytest.param(jax.random.PRNGKey, marks=pytest.mark.slow)],
+    )
     def test_keys_in_the_carry(self, make):
         def f(carry, x):
             key, h = carry
@@ -200,7 +203,10 @@ class TestCarries:
         init = (make(0), jnp.zeros(()))
         check(f, init, jnp.linspace(-1, 1, 7), solver="deer", reverse=True, window=3)
 
-    @pytest.mark.parametrize("make", [jax.random.key, jax.random.PRNGKey])
+    @pytest.mark.parametrize(
+        "make",
+        [jax.random.key, pytest.param(jax.random.PRNGKey, marks=pytest.mark.slow)],
+    )
     def test_keys_as_inputs(self, make):
         def f(h, x):
             h = jnp.tanh(0.5 * h + jax.random.normal(x["key"]) * x["scale"])
@@ -392,7 +398,12 @@ class TestSolvers:
         assert_identical(sequential, lax.scan(f, init, xs))
 
     @pytest.mark.parametrize(
-        ("inner", "chunk"), [("sequential", 1), ("associative", 7), ("blocked", 100)]
+        ("inner", "chunk"),
+        [
+            ("associative", 7),
+            pytest.param("sequential", 1, marks=pytest.mark.slow),
+            pytest.param("blocked", 100, marks=pytest.mark.slow),
+        ],
     )
     def test_scans_and_chunks_change_only_rounding(self, inner, chunk):
         problem = cell("gru", 30)

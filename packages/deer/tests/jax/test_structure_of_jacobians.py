@@ -296,7 +296,9 @@ class TestFalseDeclarations:
         assert_close(actual, expected, 1e-12)
 
 
-@pytest.mark.parametrize("solver", ["quasi-deer", "elk"])
+@pytest.mark.parametrize(
+    "solver", ["quasi-deer", pytest.param("elk", marks=pytest.mark.slow)]
+)
 def test_a_chain_of_a_structured_step(solver):
     step = coupled(Blocks(2))
     problem = Chain(

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch.utils import _pytree as pytree
 
 from parafix.core.testing.torch import assert_identical
 from parafix.deer.torch._carry import Layout
@@ -39,6 +40,18 @@ def test_leading_axes_are_kept():
     state, drivers = layout.split(many)
     assert state.shape == (3, 1, layout.size)
     assert_identical(layout.join(state, drivers), many)
+
+
+@pytest.mark.parametrize("count", [0, 2])
+def test_an_axis_may_be_empty(count):
+    for name in ("complex", "integers"):
+        carry = CARRIES[name]
+        layout = Layout.of(carry)
+        leaves = [x.expand(count, *x.shape) for x in pytree.tree_leaves(carry)]
+        several = pytree.tree_unflatten(leaves, layout.treedef)
+        state, drivers = layout.split(several)
+        assert state.shape == (count, layout.samples, layout.size)
+        assert_identical(layout.join(state, drivers), several)
 
 
 def test_states_are_wide_enough_for_every_leaf():

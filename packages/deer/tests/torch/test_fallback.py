@@ -105,6 +105,34 @@ class TestFallback:
         assert (solution.result[1:] == RESULTS.successful).all()
         assert solution.position[0] == 20
 
+    @pytest.mark.parametrize("last", [1.0, torch.nan])
+    def test_small_residuals_add_up(self, last):
+        # Forty that are within tolerance, one by one; their sum is not.
+        xs = torch.full((60, 1, 1), 1e-12, dtype=torch.float64)
+        xs[40:] = last
+        f = lambda z, x: (z + x,) * 2
+        expected = xs.cumsum(0)
+        for options in (
+            {"max_steps": 3},
+            {"max_steps": 3, "fallback": "sequential"},
+            {},
+        ):
+            (_, ys), solution = scan(
+                f,
+                torch.zeros(1, 1, dtype=torch.float64),
+                xs,
+                solver="jacobi",
+                throw=False,
+                return_solution=True,
+                **options,
+            )
+            right = (ys - expected).abs() <= 2e-12 * (1 + expected.abs())
+            assert right[: int(solution.stats["converged_prefix"])].all()
+            if last != last:
+                assert solution.result != RESULTS.successful
+            elif "fallback" in options:
+                assert solution.result == RESULTS.successful
+
     def test_another_word_is_an_error(self):
         problem = tanh_cell(1, 5)
         for solver in ("deer", "sequential"):

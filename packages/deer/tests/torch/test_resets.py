@@ -140,7 +140,8 @@ class TestBadSegments:
         assert torch.isfinite(wanted[3]).all(-1).sum() > LENGTH
         # What the bad segments contribute to is never a number.
         assert torch.isnan(actual[0]).all()
-        assert torch.isnan(actual[1][:2]).all()
+        for x, y in zip(actual, wanted, strict=True):
+            assert torch.isnan(x[torch.isnan(y)]).all()
         assert torch.isnan(actual[3][6, 0]).all()
 
     def test_raises_where_a_failure_is_to_raise(self):
@@ -149,6 +150,95 @@ class TestBadSegments:
             xs[6, 0] = torch.nan
         with pytest.raises(RuntimeError, match="First bad position: 6"):
             scan(f, init, xs, resets=RESETS, solver="deer")
+
+    def test_counters_count_on(self):
+        def f(carry, x):
+            h, n = carry
+            h = torch.tanh(0.5 * h + x)
+            return (h, n + 1), n
+
+        init = torch.zeros(1, 1).double(), torch.zeros(1, dtype=torch.long)
+        xs = torch.ones(8, 1, 1).double()
+        xs[2] = torch.nan
+        options = {"resets": torch.arange(8) == 5, "throw": False}
+        (_, ys), solution = scan(
+            f, init, xs, solver="deer", return_solution=True, **options
+        )
+        assert ys[:, 0].tolist() == [0, 1, 2, 3, 4, 0, 1, 2]
+        assert solution.value[1][:, 0].tolist() == [1, 2, 3, 4, 5, 1, 2, 3]
+
+    def test_padding_has_no_resets(self):
+        xs = torch.ones(6, 1, 1).double()
+        xs[2], xs[3:] = torch.nan, 5.0
+        resets = torch.tensor([0, 0, 1, 0, 1, 0], dtype=torch.bool)
+        found = []
+        for solver in ("deer", "sequential"):
+            xs_ = xs.clone().requires_grad_()
+            (carry, ys), solution = scan(
+                lambda h, x: (torch.tanh(0.5 * h + x),) * 2,
+                torch.zeros(1, 1).double(),
+                xs_,
+                resets=resets,
+                lengths=torch.tensor([3]),
+                solver=solver,
+                throw=False,
+                return_solution=True,
+            )
+            (gradient,) = torch.autograd.grad(ys[:2].sum() + 0 * ys.sum(), xs_)
+            found.append((carry, ys, solution.value, gradient))
+        torch.testing.assert_close(*found, rtol=0, atol=1e-9, equal_nan=True)
+        carry, _, _, gradient = found[0]
+        assert torch.isnan(carry).all()
+        # That of the sequence before is a number.
+        assert torch.isfinite(gradient[:2]).all()
+
+    def test_members_of_a_vmap(self):
+        f = lambda h, x: (torch.tanh(0.5 * h + x),) * 2
+        xs = torch.linspace(-1, 1, 12).double().reshape(2, 6, 1, 1)
+        run = lambda xs, solver: scan(
+            f, xs[0], xs, resets=torch.arange(6) == 3, solver=solver
+        )[1]
+        actual = torch.func.vmap(run, (0, None))(xs, "deer")
+        assert_near(actual, torch.stack([run(x, "sequential") for x in xs]))
+
+
+@pytest.mark.parametrize("solver", ["deer", "sequential"])
+def test_padding_is_run_where_the_sample_is(solver):
+    # From zero the root of the first input has no derivative; but of a reversed run
+    # that input is the last.
+    weight = torch.ones((), dtype=torch.float64, requires_grad=True)
+    xs = torch.tensor([0.0, 1.0, 1.0]).double()[:, None]
+    f = lambda z, x: (torch.sqrt(weight * z + x),) * 2
+    options = {"solver": solver, "reverse": True}
+    padded = scan(f, xs[0], xs, lengths=torch.tensor([2]), **options)[1]
+    alone = scan(f, xs[0], xs[:2], **options)[1]
+    assert_near(*(torch.autograd.grad(ys.sum(), weight) for ys in (padded, alone)))
+
+
+@pytest.mark.parametrize("solver", ["deer", "sequential"])
+def test_the_exponent_is_that_of_the_steps_that_are_run(solver):
+    f = lambda h, x: (0.5 * h + x,) * 2
+    xs = torch.ones(20, 1, 1).double()
+    for options in (
+        {},
+        {"resets": torch.arange(20) % 5 == 3},
+        {"lengths": torch.tensor([7])},
+    ):
+        solution = scan(f, xs[0], xs, solver=solver, return_solution=True, **options)[1]
+        exponent = solution.stats["lyapunov_exponent"]
+        torch.testing.assert_close(exponent, torch.tensor([0.5]).double().log())
+
+
+def test_mixed_samples_are_seen_before_the_first_reset():
+    f = lambda h, x: (torch.tanh(h.mean(0, keepdim=True) + x),) * 2
+    with pytest.raises(ValueError, match="mixes samples"):
+        scan(
+            f,
+            torch.zeros(2, 1),
+            torch.ones(5, 2, 1),
+            solver="deer",
+            resets=torch.ones(5, dtype=torch.bool),
+        )
 
 
 def test_drivers_start_over_too():

@@ -268,6 +268,20 @@ class TestCustom:
         actual = func.vmap(func.grad(loss))(several)
         assert_close(actual, torch.stack(expected), 1e-10)
 
+    @pytest.mark.parametrize("window", [None, 1, 2])
+    def test_at_one_time_alone(self, window):
+        # What `vmap` returned looked as if it came from outside, and where the shapes
+        # were those of the first time, its values of then were put in.
+        found = []
+        for length in (1, 3):
+            xs, init = inputs(length, 2, 3), inputs(2, 3) / 3
+            for solve in (ft.partial(scan, solver="deer", window=window), loop):
+                given = [self.WEIGHTS.clone(), init.clone(), xs.clone()]
+                weights, init_, xs_ = (x.requires_grad_() for x in given)
+                _, ys = solve(Supplied(weights), init_, xs_)
+                found.append(torch.autograd.grad((ys**3).sum(), (weights, init_, xs_)))
+        assert_close(found[::2], found[1::2], 1e-10)
+
     def test_no_pulls_are_made(self):
         xs = torch.ones(20, 1, 3, dtype=DOUBLE)
         init = torch.zeros(1, 3, dtype=DOUBLE)
@@ -364,6 +378,15 @@ class TestFalseDeclarations:
             init = self.INIT.expand(2, 2, 3) if way is ways[-1] else self.INIT
             with pytest.raises(ValueError, match="of the Jacobian is false"):
                 way(init)
+
+    def test_resets_hide_none(self):
+        f = lambda h, x: (self.CASES[0](h, x),) * 2
+        xs = torch.ones(11, 2, 3, dtype=DOUBLE)
+        # At every time at which it might be looked for, if nobody minded them.
+        options = {"resets": torch.arange(11) % 2 == 0, "structure": Diagonal()}
+        for lengths in (None, torch.tensor([2, 5])):
+            with pytest.raises(ValueError, match="of the Jacobian is false"):
+                scan(f, self.INIT, xs, solver="deer", lengths=lengths, **options)
 
     def test_inference_mode_hides_none(self):
         f = lambda h, x: (self.CASES[0](h, x),) * 2

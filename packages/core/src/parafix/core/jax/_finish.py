@@ -37,8 +37,9 @@ def finish(
 ) -> Finished:
     """The chain from `start` on, one step after the other, if that is `needed`.
 
-    Should the result turn out to amplify rounding, so that a start within tolerance is
-    not good enough, it is computed from the beginning.
+    Should a start within tolerance turn out not to be good enough, because the result
+    amplifies rounding or is not within tolerance itself, it is computed from the
+    beginning.
     """
     length = problem.length
 
@@ -57,7 +58,8 @@ def finish(
             solver.chunk,
             dead,
         )
-        again = is_unstable(problem, certificate) & (start > 0)
+        good = (certificate.newton <= 1) & ~is_unstable(problem, certificate)
+        again = ~good & (start > 0)
         start = jnp.where(again, 0, start)
         return Finished(z, start, certificate, dead), again
 

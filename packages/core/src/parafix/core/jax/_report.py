@@ -57,8 +57,11 @@ def report_sweeps(
     result = RESULTS.where(nonfinite, RESULTS.nonfinite, result)
     unstable = result == RESULTS.ill_conditioned
     prefix = jnp.where(unstable, certificate.prefix, prefix)
-    near = jnp.minimum(certificate.near, prefix)
-    prefix = jnp.where(result == RESULTS.stalled, near, prefix)
+    # Residuals within tolerance add up where a chain forgets slowly: how far states are
+    # right is what the Newton step says.
+    near = jnp.maximum(jnp.minimum(certificate.near, prefix), state.num_steps)
+    short = (result == RESULTS.stalled) | (result == RESULTS.max_steps_reached)
+    prefix = jnp.where(short, near, prefix)
     entry = jnp.where(unstable, certificate.entry, worst_entry(problem, z, prefix))
     end = jnp.where(state.nonfinite, prefix, length)
     return Report(result, prefix, entry, end, state.dead, jnp.array(length))

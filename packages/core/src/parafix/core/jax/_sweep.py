@@ -214,13 +214,20 @@ def _refine(solver, problem, z, state, options, certified):
 
     def unfinished(carry):
         _, state, certificate, _, _ = carry
-        may = has_converged(state, length) & ~state.nonfinite
-        may = may & (state.num_steps < jnp.minimum(budget, length))
-        return may & ~(certificate.newton <= 1) & ~is_unstable(problem, certificate)
+        # Of a chain that is not finite, what precedes that is to be right.
+        right = jnp.where(
+            state.nonfinite,
+            certificate.near >= state.prefix,
+            (certificate.newton <= 1) | is_unstable(problem, certificate),
+        )
+        may = has_converged(state, length) | state.nonfinite
+        return may & ~right & (state.num_steps < jnp.minimum(budget, length))
 
     def body(carry):
         z, state, certificate, factor, count = carry
-        factor = factor / (2 * jnp.clip(certificate.newton, 1, 1e6))
+        # The largest step may be one that is not finite.
+        excess = jnp.nan_to_num(certificate.newton, nan=1e6, posinf=1e6)
+        factor = factor / (2 * jnp.clip(excess, 1, 1e6))
         tight = eqx.tree_at(
             lambda s: (s.rtol, s.atol),
             solver,

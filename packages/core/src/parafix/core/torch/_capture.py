@@ -29,6 +29,7 @@ from ._calculus import (
     LinearisedOperator,
     under_transforms,
 )
+from ._over_time import told
 
 
 # From the `id` of a tensor to what stands in its place.
@@ -263,7 +264,8 @@ class Captured(AbstractClosed):
                 return fn(z, {})
             pairs = zip(self.originals, params, strict=True)
             exchange = {id(original): new for original, new in pairs}
-            with _eager(), _Exchanging(exchange, self.uses):
+            exchanging = _Exchanging(exchange, self.uses)
+            with _eager(), told(exchanging.inside), exchanging:
                 return fn(z, exchange)
 
     def unchanged(self, params: Sequence[Tensor]) -> bool:
@@ -358,7 +360,8 @@ def capture(
         if isinstance(leaf, Tensor):
             recording.note(leaf)
     # The recording last: to enter the others also is a call.
-    with autocast.entered(), torch.set_grad_enabled(plain), _eager(), recording:
+    made = told(recording.inside)
+    with autocast.entered(), torch.set_grad_enabled(plain), _eager(), made, recording:
         value = fn(z, {})
     originals = tuple(recording.found.values())
     params = tuple(map(_resolved, originals))

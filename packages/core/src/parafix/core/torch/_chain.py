@@ -58,6 +58,8 @@ class Chain:
         structure (`(T, B, n, n)` where none is declared), by operations that PyTorch
         differentiates. By default they come from pulls, `n` of them where they are
         dense.
+    - `apart`: booleans `(T, B)`: steps that keep nothing of the state before, or leave
+        it as it is, and that the Lyapunov exponent leaves out.
     """
 
     step: Callable[[Any, Any], Any]
@@ -69,6 +71,7 @@ class Chain:
     leaves: tuple[Leaf, ...] = ()
     broadcasts: bool = False
     linearised: Callable[[Any, Any], tuple[Any, Any]] | None = None
+    apart: Tensor | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.init, Tensor) or self.init.ndim != 2:

@@ -67,6 +67,7 @@ class AbstractChainProblem(abc.ABC):
             chain.leaves,
             True,
             None if step.formula is None else step.linearised,
+            None if chain.apart is None else chain.apart[begin:end],
         )
 
 

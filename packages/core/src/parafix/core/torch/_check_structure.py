@@ -118,10 +118,18 @@ def _points(problem: Chain) -> tuple[Tensor, Any]:
     ]
     z = torch.stack([init, *others])
     # The same for every length: from the first time to the last.
-    last = problem.length - 1
-    times = [last * i // (len(z) - 1) for i in range(len(z))]
-    index = torch.tensor(times, device=init.device)
-    return z, pytree.tree_map_only(Tensor, lambda x: x.detach()[index], problem.xs)
+    parts = torch.arange(len(z), device=init.device)
+    index, apart = (problem.length - 1) * parts // (len(z) - 1), problem.apart
+    if apart is None or apart.shape[1] != len(init):
+        take = lambda x: x.detach()[index]
+    else:
+        # Steps that stand apart show nothing: times of each sample between the others.
+        rank = (~apart).cumsum(0)
+        wanted = 1 + (rank[-1] - 1).clamp(min=0) * parts[:, None] // (len(z) - 1)
+        times = (rank < wanted[:, None]).sum(1).clamp(max=problem.length - 1)
+        samples = torch.arange(len(init), device=init.device)
+        take = lambda x: x.detach()[times, samples]
+    return z, pytree.tree_map_only(Tensor, take, problem.xs)
 
 
 def _random(seed: int, like: Tensor) -> Tensor:

@@ -22,10 +22,10 @@ def finish(
 ) -> tuple[Tensor, Report, ErrorEstimate]:
     """The samples that sweeps have failed on, from their prefix on by a loop.
 
-    From the beginning where rounding is amplified, so that a start within tolerance is
-    not good enough; that is a success as that of a loop is, if the loop has computed
-    all that precedes, too (`exact`). What sweeps have solved, or found not to be
-    finite, stays as it is.
+    From the beginning where a start within tolerance is not good enough, since rounding
+    is amplified, or the result is not within tolerance itself; that is a success as
+    that of a loop is, if the loop has computed all that precedes, too (`exact`). What
+    sweeps have solved, or found not to be finite, stays as it is.
 
     `before` is the error estimate of what precedes the chain, `error` that of `z`.
     """
@@ -42,7 +42,7 @@ def finish(
             problem, z, before, solver.rtol, solver.atol, solver.scan, solver.chunk
         )
         unstable = ~(certificate.error.value <= limit)
-        again = needed & unstable & (start > 0)
+        again = needed & (unstable | ~(certificate.newton <= 1)) & (start > 0)
         if not bool(again.any()):
             break
         start = torch.where(again, 0, start)

@@ -15,7 +15,8 @@ def lyapunov_exponent(
     The largest Lyapunov exponent of each sample, `(B,)`, as far as `t` steps show it:
     an error grows by `exp` of it in each step. NaN if `prefix` is zero or a derivative
     is not finite, minus infinity if nothing is remembered from the beginning to the
-    end. `|.|` is the largest entry. Carries no derivative.
+    end. `|.|` is the largest entry. Carries no derivative. Steps that stand apart are
+    left out.
 
     Products of neighbours are formed, then of neighbouring products, and so on:
     `O(log T)` stages, each of which is renormalised.
@@ -27,16 +28,23 @@ def lyapunov_exponent(
         # One product for all times; those that came before are the first of a chunk.
         product = whole.expand(1, z.shape[1], *whole.shape), z.new_zeros(1, z.shape[1])
         chunk = chunk_size(chunk, z, problem.num_entries)
+        count = torch.zeros_like(prefix)
         for begin, end in chunks(problem.length, chunk):
             xs = slices(problem.xs, begin, end)
             _, a = jacobian(step, lag[begin:end], xs)
             times = torch.arange(begin, end, device=z.device)
-            inside = (times[:, None] < prefix).reshape(*a.shape[:2], *(1,) * whole.ndim)
+            inside = times[:, None] < prefix
+            if problem.apart is not None:
+                # Members of a `vmap` are samples, too.
+                members = z.shape[1] // problem.apart.shape[1]
+                inside = inside & ~problem.apart[begin:end].repeat(1, members)
+            count = count + inside.sum(0)
+            inside = inside.reshape(*a.shape[:2], *(1,) * whole.ndim)
             a = torch.where(inside, a, whole)
             matrices, logs = product
             logs = torch.cat([logs, logs.new_zeros(a.shape[:2])])
             product = _product(torch.cat([matrices, a]), logs, dense)
-        return _normalised(*product)[1][0] / prefix.to(z.dtype)
+        return _normalised(*product)[1][0] / count.to(z.dtype)
 
 
 def _product(matrices, logs, dense):

@@ -152,8 +152,11 @@ def solve_by_sweeps(
     prefix = torch.where(state.nonfinite, state.prefix, prefix)
     unstable = result == RESULTS.ill_conditioned
     prefix = torch.where(unstable, certificate.prefix, prefix)
-    near = torch.minimum(certificate.near, prefix)
-    prefix = torch.where(result == RESULTS.stalled, near, prefix)
+    # Residuals within tolerance add up where a chain forgets slowly: how far states are
+    # right is what the Newton step says.
+    near = torch.maximum(torch.minimum(certificate.near, prefix), state.num_steps)
+    short = (result == RESULTS.stalled) | (result == RESULTS.max_steps_reached)
+    prefix = torch.where(short, near, prefix)
     entry = torch.where(unstable, certificate.entry, none)
     residual = certificate.residual
     failed = result != RESULTS.successful
@@ -246,12 +249,19 @@ class _Run:
         count = torch.ones_like(state.num_steps)
         while True:
             certificate = state.certificate
-            going = self.converged(state) & ~state.nonfinite
+            # Of a chain that is not finite, what precedes that is to be right.
+            right = torch.where(
+                state.nonfinite,
+                certificate.near >= state.prefix,
+                (certificate.newton <= 1) | self.unstable(certificate),
+            )
+            going = (self.converged(state) | state.nonfinite) & ~right
             going = going & (state.num_steps < self.budget)
-            going = going & ~(certificate.newton <= 1) & ~self.unstable(certificate)
             if not bool(going.any()):
                 return z, state, count
-            tighter = factor / (2 * certificate.newton.clamp(1, 1e6))
+            # The largest step may be one that is not finite.
+            excess = certificate.newton.nan_to_num(1e6).clamp(1, 1e6)
+            tighter = factor / (2 * excess)
             factor = torch.where(going, tighter, factor)
             count = count + going
             prefix = torch.where(going, 0, state.prefix)

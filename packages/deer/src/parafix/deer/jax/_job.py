@@ -95,8 +95,10 @@ def as_chain(
         supplied = structure.function
 
         def function(state, inputs):
-            drivers, x, _ = inputs
-            return supplied(layout.join(state, drivers), x)
+            drivers, x, valid = inputs
+            a = supplied(layout.join(state, drivers), x)
+            # A step that does not belong leads to a constant.
+            return a if valid is None else jnp.where(valid, a, 0)
 
         structure = Custom(function, structure.form)
     problem = Chain(

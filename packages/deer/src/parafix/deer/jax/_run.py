@@ -31,7 +31,7 @@ def _run(
     segments: Segments,
 ) -> Any:
     """`(carry, ys)`, or `((carry, ys), solution)` where that is wanted."""
-    xs = segments.filled(xs)
+    xs = segments.filled(xs, job.reverse)
     sequential = isinstance(as_sweep(solver, job.rtol, job.atol), Sequential)
     if sequential or job.length * job.layout.size == 0:
         if not job.return_solution:
@@ -94,7 +94,10 @@ def _run_in_parallel(job, solver, body, init, xs, guess, segments):
 def _unassessed(job, carries, z):
     """About a sequential solve that is no chain: only whether it is finite."""
     bad = ~jnp.isfinite(lax.stop_gradient(z)).all(-1)
-    prefix = jnp.where(bad.any(), jnp.argmax(bad), job.length)
+    # The first time that is bad, of which there may be none, nor a time.
+    prefix = jnp.min(
+        jnp.where(bad, jnp.arange(job.length), job.length), initial=job.length
+    )
     unknown = jnp.full((), jnp.nan, job.layout.dtype)
     none = jnp.array(0)
     return Solution(

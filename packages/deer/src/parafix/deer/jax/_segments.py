@@ -29,18 +29,20 @@ class Segments(eqx.Module):
             return self.resets
         return ~self.valid if self.resets is None else self.resets | ~self.valid
 
-    def filled(self, xs: PyTree) -> PyTree:
-        """`xs` with the first input in place of what does not belong to the sample.
+    def filled(self, xs: PyTree, reverse: bool) -> PyTree:
+        """`xs` with the input that is run first where none belongs to the sample.
 
         A step evaluated there is thrown away; but were it NaN, or had it no derivative,
-        then so would be what zero times its derivative gives.
+        then so would be what zero times its derivative gives. From `init` the sample
+        takes that input, and perhaps no other.
         """
         valid = self.valid
         if valid is None or valid.shape[0] == 0:
             return xs
+        place = jnp.maximum(valid.sum() - 1, 0) if reverse else 0
 
         def fill(x):
-            first = x[0]
+            first = x[place]
             if jnp.issubdtype(x.dtype, jnp.inexact):
                 first = jnp.where(valid[0], first, 0)
             return jnp.where(valid.reshape(-1, *(1,) * (x.ndim - 1)), x, first)

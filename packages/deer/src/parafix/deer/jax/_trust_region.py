@@ -60,7 +60,8 @@ class TrustRegion(AbstractDamping):
         radius = jnp.asarray(self.radius, a.dtype)
         # With a radius of zero, gains of one but for rounding.
         noise = jnp.minimum(radius**-2, 1 / jnp.finfo(a.dtype).eps)
-        gains = kalman_gains(a, carry, noise)
+        # What is no number ends at the next reset, and so must what it leads to.
+        gains = kalman_gains(jnp.where(jnp.isfinite(a), a, 0), carry, noise)
         before = jnp.concatenate([carry[None], gains[:-1]])
         if a.ndim == 2:
             return a * (1 - before), gains[-1]

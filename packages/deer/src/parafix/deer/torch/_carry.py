@@ -135,10 +135,12 @@ class Layout:
         for i in self.floats:
             x = leaves[i]
             lead = x.shape[: x.ndim - len(self.structs[i].shape) + 1]
+            size = self.structs[i].size
             if self.structs[i].is_complex:
-                parts += [x.real.reshape(*lead, -1), x.imag.reshape(*lead, -1)]
+                halves = x.real, x.imag
+                parts += [half.reshape(*lead, size // 2) for half in halves]
             else:
-                parts.append(x.reshape(*lead, self.structs[i].size))
+                parts.append(x.reshape(*lead, size))
         drivers = tuple(leaves[i] for i in self.drivers)
         if not parts:
             none = torch.zeros(self.samples, 0, dtype=self.dtype, device=self.device)

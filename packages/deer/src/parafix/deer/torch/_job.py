@@ -18,6 +18,7 @@ from parafix.core.torch import (
 
 from ._carry import Layout
 from ._drivers import Drivers
+from ._segments import Looped
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -122,6 +123,7 @@ class Job:
             leaves=layout.leaves,
             broadcasts=self.formula,
             linearised=linearised if self.formula else None,
+            apart=self.f.apart(self.xs) if isinstance(self.f, Looped) else None,
         )
 
     def flip(self, tree: Any) -> Any:
@@ -209,9 +211,13 @@ def check_samples(job: Job, new: Any) -> None:
 
     `MixedSamplesError` if it does not.
     """
-    layout = job.layout
+    layout, f, x = job.layout, job.f, job.x(0)
     if layout.samples < 2 or torch._C._are_functorch_transforms_active():
         return
+    if isinstance(f, Looped):
+        # What starts over at once shows nothing of what it would do.
+        f, x = f.f, x[0]
+        new = f(job.init, x)[0]
 
     def first(carry):
         leaves = pytree.tree_leaves(carry)
@@ -222,7 +228,7 @@ def check_samples(job: Job, new: Any) -> None:
         for i in layout.floats:
             leaves[i] = torch.cat([leaves[i][:1], leaves[i][1:] + beside])
         carry = pytree.tree_unflatten(leaves, layout.treedef)
-        return first(job.f(carry, job.x(0))[0])
+        return first(f(carry, x)[0])
 
     def same(one, other):
         return all(

@@ -181,9 +181,9 @@ def scan(
         )
     guess = _checked_guess(guess, layout, steps)
     segments = checked_segments(resets, lengths, steps, layout)
-    xs = segments.filled(xs)
     if reverse:
         xs, segments = flip(xs), segments.flip()
+    xs = segments.filled(xs)
 
     def job_of(segments):
         common = (steps, reverse, rtol, atol)

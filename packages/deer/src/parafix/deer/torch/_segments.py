@@ -45,26 +45,49 @@ class Segments:
         return Segments(*(None if x is None else x.flip(0) for x in flags))
 
     def filled(self, xs: Any) -> Any:
-        """`xs` with the first input in place of what does not belong to the sample.
+        """`xs` with the first input in place of those whose step is thrown away.
 
-        A step evaluated there is thrown away; but were it NaN, or had it no derivative,
-        then so would be what zero times its derivative gives.
+        Were that step NaN, or had it no derivative, then so would be what zero times
+        its derivative gives. From the initial carry a sample takes the first of its
+        inputs, and perhaps no other; zero, where that one is thrown away, too.
         """
-        valid = self.valid
-        if valid is None or not len(valid):
+        kept = self.valid
+        if self.dead is not None:
+            kept = ~self.dead if kept is None else kept & ~self.dead
+        if kept is None or not kept.numel():
             return xs
+        # Of a reversed run it is the first times that do not belong to a sample.
+        begin = torch.zeros_like(kept[0], dtype=torch.int64)
+        begin = begin if self.valid is None else self.valid.long().argmax(0)
+        samples = torch.arange(len(begin), device=kept.device)
 
         def fill(x):
-            first = x[:1]
+            wanted = _beside(kept, x)
+            first = x[begin, samples]
             if x.is_floating_point() or x.is_complex():
-                first = torch.where(_beside(valid[:1], x), first, 0)
-            return torch.where(_beside(valid, x), x, first)
+                first = torch.where(_beside(kept[begin, samples], first), first, 0)
+            return torch.where(wanted, x, first)
 
         return pytree.tree_map_only(Tensor, fill, xs)
 
     def inputs(self, xs: Any) -> Any:
         """What `Looped` takes for inputs."""
-        return xs, self.resets, self.valid, self.dead
+        return self.filled(xs), self.resets, self.valid, self.dead
+
+    def number(self) -> Tensor:
+        """Of each time the number of its segment; nothing is reset in the padding."""
+        assert self.resets is not None
+        resets = self.resets if self.valid is None else self.resets & self.valid
+        return resets.long().cumsum(0)
+
+    def tainted(self) -> Tensor:
+        """The times that are run in segments of which some time is dead."""
+        assert self.dead is not None
+        number = self.number()
+        count = number.new_zeros(len(number) + 1, number.shape[1])
+        count = count.scatter_add(0, number, self.dead.long())
+        tainted = count.gather(0, number) > 0
+        return tainted if self.valid is None else tainted & self.valid
 
     def dying(self, solution: Solution) -> Tensor | None:
         """The times from where samples are not finite up to their next resets.
@@ -75,13 +98,18 @@ class Segments:
             return None
         prefix = solution.stats["converged_prefix"]
         bad = solution.result == RESULTS.nonfinite
-        number = self.resets.long().cumsum(0)
+        number = self.number()
         length, samples = number.shape
         place = prefix.clamp(max=length - 1)
         here = number[place, torch.arange(samples, device=number.device)]
         # Before the first reset and after the last, too: nothing that is not finite may
         # be in a solve whose cotangents are to get past a reset.
-        if not bool((bad & (number[-1] > 0)).any()):
+        try:
+            some = bool((bad & (number[-1] > 0)).any())
+        except RuntimeError:
+            # Members of a `vmap` cannot be told apart here.
+            return None
+        if not some:
             return None
         times = torch.arange(length, device=number.device)[:, None]
         return bad & (times >= prefix) & (number == here)
@@ -120,17 +148,24 @@ class Looped:
         a = self.declared.function(self._before(carry, inputs), inputs[0])
         return self._remembered(a, inputs)
 
+    def apart(self, inputs: Any) -> Tensor | None:
+        """True for the times at which nothing is remembered, or nothing happens."""
+        _, reset, valid, _ = inputs
+        if reset is None or valid is None:
+            return reset if valid is None else ~valid
+        return reset | ~valid
+
     def _before(self, carry, inputs):
         _, reset, valid, dead = inputs
         before = carry if reset is None else select(reset, self.init, carry)
-        for kept in (valid, None if dead is None else ~dead):
-            # Where its result is not used, `f` sees what it sees at first.
-            before = before if kept is None else select(kept, before, self.init)
-        return before
+        # Where its result is not used, `f` sees what it sees at first.
+        before = before if valid is None else select(valid, before, self.init)
+        return before if dead is None else _floats(dead, self.init, before)
 
     def _after(self, carry, new, inputs):
         _, _, valid, dead = inputs
-        new = new if dead is None else select(dead, self.init, new)
+        # Counters go on, whatever floats do.
+        new = new if dead is None else _floats(dead, self.init, new)
         return new if valid is None else select(valid, new, carry)
 
     def _remembered(self, a, inputs):
@@ -188,26 +223,29 @@ def poisoned(
 ) -> tuple[Any, Any]:
     """Carries and outputs that are NaN at the times `dead`, as are their cotangents.
 
-    What comes from there is what steps from NaN make of it, so that the gradient with
-    respect to all that `f` depends on is NaN too, as that of the loop.
+    What stands there is what steps from NaN make of the inputs of the whole segment and
+    of `init`, so that the gradient with respect to these, and to all that `f` depends
+    on, is NaN too, as that of the loop.
     """
     dead = segments.dead
     assert dead is not None
 
-    def step(dead, x):
-        before = pytree.tree_map_only(Tensor, lambda y: _nan_where(dead, y), init)
+    def step(tainted, x):
+        before = pytree.tree_map_only(Tensor, lambda y: _nan_where(tainted, y), init)
         new, _ = layout.split(f(before, x)[0])
-        # Elsewhere nothing is used, and zero is no cotangent to multiply NaN by.
-        factor = torch.where(dead, torch.nan, 0.0).to(new.dtype)
-        return factor * new.sum(-1)
+        # NaN comes back from these times and zero from the others, whatever cotangents
+        # are.
+        factor = torch.where(tainted, torch.nan, 0.0).to(new.dtype)
+        return torch.where(tainted, factor * new.sum(-1), 0)
 
-    nan = over_time(step, dead, xs)
+    nan = over_time(step, segments.tainted(), xs).sum(0)
 
     def poison(dead, tree):
         def one(x):
             if not (x.is_floating_point() or x.is_complex()):
                 return x
-            return torch.where(_beside(dead, x), _beside(nan, x).to(x.dtype), x)
+            there = nan.reshape(-1, *(1,) * (x.ndim - 2)).to(x.dtype)
+            return torch.where(_beside(dead, x), there, x)
 
         return pytree.tree_map_only(Tensor, one, tree)
 
@@ -234,7 +272,11 @@ def checked_segments(
     if lengths is None:
         return Segments(resets)
     lengths = torch.as_tensor(lengths, device=device)
-    if lengths.dtype == torch.bool or lengths.is_floating_point():
+    if (
+        lengths.dtype == torch.bool
+        or lengths.is_floating_point()
+        or lengths.is_complex()
+    ):
         raise TypeError(f"`lengths` must be integers, got {lengths.dtype}.")
     if tuple(lengths.shape) != (samples,):
         raise ValueError(
@@ -261,6 +303,16 @@ def select(flags: Tensor, x: Any, y: Any) -> Any:
     return pytree.tree_map(one, x, y)
 
 
+def _floats(flags, x, y):
+    """`select` for floats; other leaves are those of `y`."""
+
+    def one(x, y):
+        real = isinstance(y, Tensor) and (y.is_floating_point() or y.is_complex())
+        return select(flags, x, y) if real else y
+
+    return pytree.tree_map(one, x, y)
+
+
 def _beside(flags, x):
     """`flags` with as many axes as `x`, which it shares the first of."""
     if tuple(x.shape[: flags.ndim][-1:]) != tuple(flags.shape[-1:]):
@@ -274,7 +326,8 @@ def _beside(flags, x):
 def _nan_where(dead, x):
     if not (x.is_floating_point() or x.is_complex()):
         return x
-    return torch.where(_beside(dead, x), torch.nan, x)
+    # The sum of both, so that what comes back is NaN, too.
+    return x + torch.where(_beside(dead, x), torch.nan, 0).to(x.dtype)
 
 
 def _mixed(flags, x, y):

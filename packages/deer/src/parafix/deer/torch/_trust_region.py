@@ -69,7 +69,8 @@ class TrustRegion(AbstractDamping):
         # With a radius of zero, gains of one but for rounding.
         most = 1 / torch.finfo(a.dtype).eps
         noise = most if self.radius == 0 else min(self.radius**-2, most)
-        gains = kalman_gains(a, carry, noise)
+        # What is no number ends at the next reset, and so must what it leads to.
+        gains = kalman_gains(torch.where(torch.isfinite(a), a, 0), carry, noise)
         before = torch.cat([carry.unsqueeze(0), gains[:-1]])
         algebra = _algebra(a)
         return algebra.product(a, algebra.unit(a) - before), gains[-1]
