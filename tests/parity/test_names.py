@@ -25,13 +25,17 @@ MODULES = {
 
 # Of the public modules: what only one backend has.
 LAYERS = "the layers of torch.nn; JAX has no layers of its own"
+RESEARCH = "the interface of the DEER research code, which is in JAX"
 ONLY_JAX = {
     "core": {},
     "core.testing": {
         "python_loop": "lax.scan with a slow step; in PyTorch reference_scan is a loop",
         "temporary_bytes": "of compiled programs; largest_bytes in PyTorch",
     },
-    "deer": {},
+    "deer": {
+        **dict.fromkeys(("multistep", "seq1d", "solve_idae"), RESEARCH),
+        "solve_ivp": RESEARCH,
+    },
 }
 ONLY_TORCH = {
     "core": {

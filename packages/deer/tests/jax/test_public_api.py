@@ -18,7 +18,11 @@ def test_names():
         "TrustRegion",
         "check_structure",
         "choose",
+        "multistep",
         "scan",
+        "seq1d",
+        "solve_idae",
+        "solve_ivp",
     ]
 
 
