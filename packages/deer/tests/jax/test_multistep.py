@@ -51,9 +51,7 @@ def grid(name, length):
     if name == "bdf2":
         xs = jnp.asarray(x[order:])
     else:
-        xs = tuple(
-            jnp.asarray(x[order - 1 - k : len(x) - 1 - k]) for k in range(order)
-        )
+        xs = tuple(jnp.asarray(x[order - 1 - k : len(x) - 1 - k]) for k in range(order))
     return (jnp.asarray(ys[:order]), xs, jnp.asarray(h)), ys[order:]
 
 
@@ -182,6 +180,9 @@ def test_states_before_the_first_step(y0s):
 def test_an_output_of_another_shape(implicit):
     with pytest.raises(ValueError, match="`f` must return .* of a state of `y0s`"):
         multistep(
-            lambda ys, x, p: ys[0][:1], jnp.zeros((2, 2)), jnp.zeros(3), None,
+            lambda ys, x, p: ys[0][:1],
+            jnp.zeros((2, 2)),
+            jnp.zeros(3),
+            None,
             implicit=implicit,
         )

@@ -9,14 +9,16 @@ from jax import lax
 from jax.flatten_util import ravel_pytree
 from jaxtyping import ArrayLike
 
-from parafix.core.jax import AbstractSweep, Sequential, Solution
+from parafix.core.jax import AbstractSweep, default_tolerance, Sequential, Solution
 
 from ._implicit import solve_equation
-from ._implicit_guess import linearised_guess
+from ._implicit_guess import linearised
 from ._seq1d import num_steps, seq1d
 
 
 _Y = TypeVar("_Y")
+# How many roundings a tolerance is that nobody asked for.
+_ROUNDINGS = 16
 
 
 def multistep(
@@ -71,10 +73,13 @@ def multistep(
     - `solver`: `"deer"`, or whatever [`parafix.deer.jax.scan`][] takes.
     - `guess`: where sweeps start: like what is returned, the
         [`parafix.core.jax.Solution`][] of an earlier solve, `"init"` for `y0s` at all
-        times, or `"step"`. By default `"init"` if explicit. If implicit, the solution of
-        all equations at once by Newton's method, from `y0s[-1]` at all times: it takes
-        `O(T (p n)^2)` memory whatever `window`, and sweeps confirm what it finds, often
-        one.
+        times, the default, or `"step"`. Implicit, a guess is improved by Newton's
+        method on all equations at once before the sweeps, of which one often is enough
+        then; it takes `O(T (p n)^2)` memory, whatever `window`. Not so `"step"`.
+    - `rtol`, `atol`: as in [`parafix.deer.jax.scan`][]; but implicit, if `solver` is a
+        name, `atol` is 16 times what rounding of the states before makes of an entry in
+        a step, where that is more. (A multiplier of index 3 is determined to
+        `eps / h^2`.)
     - All others: as in [`parafix.deer.jax.scan`][].
 
     **Returns:**
@@ -103,9 +108,13 @@ def multistep(
     steps = num_steps(xs, length)
     if isinstance(guess, Solution):
         guess = guess.value
+    if guess is not None and not isinstance(guess, str):
+        guess = _checked_guess(y0s, guess, steps)
     found = None
-    if guess is None and implicit and steps > 0 and not _is_loop(solver):
-        guess, found = _linearised(f, y0s, xs, params, steps)
+    if implicit and guess != "step" and steps > 0 and not _is_loop(solver):
+        guess, found = _linearised(f, y0s, xs, params, guess, steps)
+        if isinstance(solver, str) and atol is None:
+            atol = _attainable(found, order)
     if guess is not None and not isinstance(guess, str):
         guess = _with_lags(y0s, guess, order)
     out = seq1d(
@@ -130,7 +139,7 @@ def multistep(
     ys, solution = out
     stats = dict(solution.stats)
     if implicit:
-        stats["num_guess_steps"] = jnp.array(0) if found is None else found
+        stats["num_guess_steps"] = jnp.array(0) if found is None else found.num_steps
     changed = eqx.tree_at(lambda s: (s.value, s.stats), solution, (ys[0], stats))
     return ys[0], changed
 
@@ -163,17 +172,29 @@ class _Implicit(eqx.Module):
 
 
 @eqx.filter_jit
-def _linearised(f, y0s, xs, params, length):
-    """A guess like what is returned, and how many steps it took."""
+def _linearised(f, y0s, xs, params, guess, length):
+    """A guess like what is returned, and what is known of it."""
     _, unravel = ravel_pytree(jax.tree.map(lambda y: y[0], y0s))
-    f, y0s, xs, params = _constant((f, y0s, xs, params))
+    f, y0s, xs, params, guess = _constant((f, y0s, xs, params, guess))
 
     def residual(ys, x):
         return _Implicit(f).residual(tuple(map(unravel, ys)), x, params)
 
-    flat = jax.vmap(lambda y: ravel_pytree(y)[0])(y0s)
-    z, count = linearised_guess(residual, flat, xs, length)
-    return jax.vmap(unravel)(z), count
+    def flat(ys):
+        return jax.vmap(lambda y: ravel_pytree(y)[0])(ys)
+
+    y0s = flat(y0s)
+    last = jnp.broadcast_to(y0s[-1], (length, y0s.shape[1]))
+    guess = last if guess is None or isinstance(guess, str) else flat(guess)
+    found = linearised(residual, y0s, xs, jnp.where(jnp.isfinite(guess), guess, 0))
+    return jax.vmap(unravel)(found.states), found
+
+
+def _attainable(found, order):
+    """The default tolerance, and what rounding does to a step, where that is more."""
+    rounding = _ROUNDINGS * found.rounding
+    least = default_tolerance(rounding.dtype)
+    return jnp.tile(jnp.maximum(rounding, least), order)
 
 
 def _constant(tree):
@@ -213,22 +234,24 @@ def _num_lags(y0s):
     return orders.pop()[0]
 
 
-def _with_lags(y0s, guess, order):
-    """`(y_t, ..., y_{t-p+1})` at all times, from the `y_t`."""
+def _checked_guess(y0s, guess, length):
     if jax.tree.structure(guess) != jax.tree.structure(y0s):
         raise ValueError(
             f"`guess` must have the structure of `y0s`, {jax.tree.structure(y0s)}; got "
             f"{jax.tree.structure(guess)}."
         )
     for y, g in zip(jax.tree.leaves(y0s), jax.tree.leaves(guess), strict=True):
-        if jnp.shape(g)[1:] != y.shape[1:]:
+        if jnp.shape(g) != (length, *y.shape[1:]):
             raise ValueError(
-                f"`guess` must have shape (T, {y.shape[1:]}), like what is returned; "
-                f"got {jnp.shape(g)}."
+                f"`guess` must have shape {(length, *y.shape[1:])}, like what is "
+                f"returned; got {jnp.shape(g)}."
             )
-    whole = jax.tree.map(
-        lambda y, g: jnp.concatenate([y, jnp.asarray(g, y.dtype)]), y0s, guess
-    )
+    return jax.tree.map(lambda y, g: jnp.asarray(g, y.dtype), y0s, guess)
+
+
+def _with_lags(y0s, guess, order):
+    """`(y_t, ..., y_{t-p+1})` at all times, from the `y_t`."""
+    whole = jax.tree.map(lambda y, g: jnp.concatenate([y, g]), y0s, guess)
     return tuple(
         jax.tree.map(lambda y, k=k: y[order - k : y.shape[0] - k], whole)
         for k in range(order)

@@ -86,11 +86,8 @@ def solve_idae(
         chooses, `"sequential"` is the loop over the same steps.
     - `guess`: shape `(T, n)`, as what is returned; the
         [`parafix.core.jax.Solution`][] of an earlier solve; or as in
-        [`parafix.deer.jax.multistep`][], whose default is what one wants here: sweeps
-        from afar do not converge where there are algebraic equations.
-    - `rtol`, `atol`: tolerances on the states; by default `sqrt(eps)` of their dtype,
-        where `solver` is a name. What rounding leaves of the multiplier of a problem of
-        index 3 is `eps / h^2`, so that more cannot be asked of it.
+        [`parafix.deer.jax.multistep`][], which says what is made of it.
+    - `rtol`, `atol`: as in [`parafix.deer.jax.multistep`][].
     - All others: as in [`parafix.deer.jax.scan`][].
 
     **Returns:**
@@ -118,11 +115,6 @@ def solve_idae(
     xs = checked_inputs(xs, ts.shape[0])
     x = jax.tree.map(lambda x: x[0], xs)
     check_output(jax.eval_shape(f, y0, y0, x, params), y0, "a residual")
-    if isinstance(solver, str):
-        rtol, atol = (
-            float(jnp.finfo(y0.dtype).eps) ** 0.5 if given is None else given
-            for given in (rtol, atol)
-        )
     y0 = _start(f, y0, x, params)
     inputs = (jax.tree.map(lambda x: x[1:], xs), jnp.diff(ts))
     out = multistep(
