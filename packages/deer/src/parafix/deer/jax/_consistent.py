@@ -4,7 +4,6 @@ from collections.abc import Callable
 
 import jax.numpy as jnp
 import lineax as lx
-from jax import lax
 from jaxtyping import Array, Float
 
 from parafix.core.jax import jacobian
@@ -55,7 +54,6 @@ def consistent(
 
 def _inverse(a, size):
     """The pseudo-inverse of `a`, in which what is rounding of `size` counts as zero."""
-    largest = jnp.max(jnp.abs(a), initial=0)
-    eps = float(jnp.finfo(a.dtype).eps) ** 0.75
-    cut = eps * size / jnp.where(largest > 0, largest, 1)
-    return jnp.linalg.pinv(a, rtol=lax.stop_gradient(jnp.maximum(cut, eps)))
+    rounding = float(jnp.finfo(a.dtype).eps) ** 0.75
+    there = jnp.max(jnp.abs(a), initial=0) > rounding * size
+    return jnp.linalg.pinv(jnp.where(there, a, 0), rtol=rounding)

@@ -7,8 +7,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import ArrayLike
 
-from parafix.core.jax import AbstractStructure, AbstractSweep, Sequential, Solution
-from parafix.core.jax import structure_of
+from parafix.core.jax import (
+    AbstractStructure,
+    AbstractSweep,
+    Sequential,
+    Solution,
+    structure_of,
+)
 
 from ._scan import check_lengths, scan
 
