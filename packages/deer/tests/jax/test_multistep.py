@@ -90,22 +90,22 @@ class TestMethods:
         assert solution.result == RESULTS.successful
         assert solution.stats["num_steps"] <= 8
 
-    def test_the_loop_over_the_same_steps(self, name):
-        args, _ = grid(name, 50)
-        ys = solve(name, *args, solver="sequential")
-        assert_close(ys, numpy_loop(name, *args), 1e-11)
-
     def test_order(self, name):
         errors = []
         for length in (100, 200):
             args, expected = grid(name, length)
-            errors.append(np.abs(solve(name, *args) - expected).max())
+            ys = solve(name, *args, solver="sequential")
+            errors.append(np.abs(ys - expected).max())
         slope = np.log2(errors[0] / errors[1])
         assert abs(slope - METHODS[name][2]) < 0.15
 
-    def test_derivatives(self, name, check_derivatives):
-        args, _ = grid(name, 12)
-        check_derivatives(ft.partial(solve, name), args, 1e-7)
+
+@pytest.mark.parametrize(
+    "name", [pytest.param("ab2", marks=pytest.mark.slow), "ab3", "bdf2"]
+)
+def test_derivatives(name, check_derivatives):
+    args, _ = grid(name, 12)
+    check_derivatives(ft.partial(solve, name), args, 1e-7)
 
 
 @pytest.mark.slow
@@ -126,9 +126,28 @@ def test_guesses():
         assert again.stats["num_steps"] == 1
     with pytest.raises(ValueError, match="`guess` must have shape"):
         solve("ab3", *args, guess=ys[:, :1])
+    with pytest.raises(ValueError, match='`guess` must be "init", "step", states'):
+        solve("ab3", *args, guess="nothing")
 
 
-@pytest.mark.parametrize("implicit", [False, True])
+@pytest.mark.slow
+def test_guesses_of_an_implicit_method():
+    args, _ = grid("bdf2", 50)
+    ys, solution = solve("bdf2", *args, return_solution=True)
+    steps = []
+    for guess in ("init", "step", ys, solution):
+        again, other = solve("bdf2", *args, guess=guess, return_solution=True)
+        assert_close(again, ys, 1e-11)
+        steps.append([int(other.stats[k]) for k in ("num_guess_steps", "num_steps")])
+    (improved, _), (none, sweeps), (few, _), (again, _) = steps
+    assert improved > few == again == 1
+    assert none == 0
+    assert sweeps > 1
+
+
+@pytest.mark.parametrize(
+    "implicit", [False, pytest.param(True, marks=pytest.mark.slow)]
+)
 def test_pytrees(implicit):
     def explicit(ys, x, a):
         (y1, z1), (y2, _) = ys
@@ -151,23 +170,21 @@ def test_pytrees(implicit):
     assert_close(ys, jax.tree.map(lambda *y: jnp.stack(y), *expected), 1e-12)
 
 
+@pytest.mark.slow
 def test_an_equation_without_a_solution_is_no_success():
     def f(ys, x, params):
         y, last = ys
         return y**2 + 0.1 * last - (2.5 - x)
 
-    xs = jnp.arange(6.0)
-    y0s = jnp.ones((1, 1))
-    ys, solution = multistep(
-        f, y0s, xs, implicit=True, return_solution=True, throw=False
-    )
+    args = (f, jnp.ones((1, 1)), jnp.arange(6.0))
+    ys, solution = multistep(*args, implicit=True, return_solution=True, throw=False)
     # A square is not negative, and from t = 3 on it would have to be.
     assert solution.result == RESULTS.nonfinite
     assert solution.position == 3
     assert np.isfinite(ys[:3]).all()
     assert np.isnan(ys[3:]).all()
     with pytest.raises(Exception, match="First bad position: 3"):
-        multistep(f, y0s, xs, implicit=True)
+        multistep(*args, implicit=True)
 
 
 @pytest.mark.parametrize("y0s", [jnp.zeros(()), jnp.zeros((0, 2)), ()])

@@ -33,7 +33,7 @@ def loop(y, xs, params):
     return np.stack(ys)
 
 
-@pytest.mark.parametrize("solver", ["deer", "quasi-deer", "auto", "sequential"])
+@pytest.mark.parametrize("solver", ["deer", "auto"])
 def test_a_loop_says_the_same(problem, solver):
     ys, solution = seq1d(cell, *problem, solver=solver, return_solution=True)
     assert_close(ys, loop(*problem), 1e-11)
@@ -45,6 +45,7 @@ def test_derivatives(problem, check_derivatives):
     check_derivatives(ft.partial(seq1d, cell), problem, 1e-7)
 
 
+@pytest.mark.slow
 def test_it_is_the_scan(problem):
     y0, xs, params = problem
 
@@ -52,7 +53,7 @@ def test_it_is_the_scan(problem):
         y = cell(y, x, params)
         return y, y
 
-    options = {"solver": "deer", "window": 7, "max_steps": 5, "throw": False}
+    options = {"solver": "jacobi", "window": 7, "max_steps": 5, "throw": False}
     assert_identical(seq1d(cell, *problem, **options), scan(f, y0, xs, **options)[1])
 
 
@@ -86,8 +87,8 @@ def test_without_inputs_and_with_a_guess():
     ys, solution = seq1d(f, y0, params=0.1, length=20, return_solution=True)
     _, again = seq1d(f, y0, None, 0.1, length=20, guess=solution, return_solution=True)
     assert solution.stats["num_steps"] > again.stats["num_steps"] == 1
-    diagonal = seq1d(f, y0, None, 0.1, length=20, structure=Diagonal())
-    assert_close(diagonal, ys, 1e-12)
+    options = {"structure": Diagonal(), "solver": "sequential"}
+    assert_close(seq1d(f, y0, None, 0.1, length=20, **options), ys, 1e-12)
     with pytest.raises(ValueError, match="`length` must say how many steps"):
         seq1d(f, y0)
 

@@ -47,13 +47,16 @@ class TestAccuracy:
         assert solution.result == RESULTS.successful
         assert solution.stats["num_steps"] <= 12
 
-    def test_a_grid_on_which_the_research_code_made_nan(self):
-        _, solution, error = solved(1000)
+    @pytest.mark.parametrize(
+        "solver", ["sequential", pytest.param("deer", marks=pytest.mark.slow)]
+    )
+    def test_a_grid_on_which_the_research_code_made_nan(self, solver):
+        _, solution, error = solved(1000, solver)
         assert error < 2e-5
         assert solution.result == RESULTS.successful
 
     def test_second_order_in_the_inputs(self):
-        fine, coarse = solved(10_000)[2], solved(1000)[2]
+        fine, coarse = solved(10_000)[2], solved(1000, "sequential")[2]
         slope = np.log(coarse / fine) / np.log(9999 / 999)
         assert abs(slope - 2) < 0.15
 
@@ -95,7 +98,14 @@ class TestAccuracy:
         def f(y, x, a):
             return a @ y + x
 
-        ys = solve_ivp(f, jnp.ones(3), slope * ts[:, None], jnp.asarray(a), ts)
+        ys = solve_ivp(
+            f,
+            jnp.ones(3),
+            slope * ts[:, None],
+            jnp.asarray(a),
+            ts,
+            solver="sequential",
+        )
         # As one with five unknowns: also the input, and the number one.
         whole = np.zeros((7, 7))
         whole[:3, :3], whole[:3, 3:6], whole[3:6, 6] = a, np.eye(3), slope
@@ -155,6 +165,7 @@ class TestResults:
         ys = solve_ivp(cubic, y0, jnp.zeros(1), 10.0, jnp.zeros(1))
         assert_identical(ys, y0[None])
 
+    @pytest.mark.slow
     def test_a_field_that_is_not_finite(self):
         def f(y, x, params):
             return jnp.where(x > 0.55, jnp.nan, -y)

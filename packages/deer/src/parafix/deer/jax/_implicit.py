@@ -45,10 +45,13 @@ def solve_equation(
     # that `start` does not blur it.
     columns = _nonzero(jnp.abs(start) + _largest(step))
     rows = _nonzero(jnp.abs(j) @ columns + jnp.abs(value) + size)
+    newton = Newton(  # pyright: ignore[reportCallIssue]
+        rtol=0.0, atol=tolerance, linear_solver=linear_solver
+    )
     solution = root_find(
         lambda w: equation(start + columns * w) / rows,
         step / columns,
-        solver=Newton(rtol=0.0, atol=tolerance, linear_solver=linear_solver),
+        solver=newton,
         adjoint=ImplicitAdjoint(linear_solver),
         max_steps=_MAX_STEPS,
         throw=False,

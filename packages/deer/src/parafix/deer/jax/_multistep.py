@@ -106,17 +106,24 @@ def multistep(
     order = _num_lags(y0s)
     lags = tuple(jax.tree.map(lambda y, i=i: y[i], y0s) for i in reversed(range(order)))
     steps = num_steps(xs, length)
-    if isinstance(guess, Solution):
-        guess = guess.value
-    if guess is not None and not isinstance(guess, str):
-        guess = _checked_guess(y0s, guess, steps)
+    start: Any = guess.value if isinstance(guess, Solution) else guess
+    named = start is None or isinstance(start, str)
+    if not named:
+        start = _checked_guess(y0s, start, steps)
+    elif start not in (None, "init", "step"):
+        raise ValueError(
+            '`guess` must be "init", "step", states at all times or a Solution, got '
+            f"{start!r}."
+        )
     found = None
-    if implicit and guess != "step" and steps > 0 and not _is_loop(solver):
-        guess, found = _linearised(f, y0s, xs, params, guess, steps)
+    improved = implicit and not (named and start == "step")
+    if improved and steps > 0 and not _is_loop(solver):
+        start, found = _linearised(f, y0s, xs, params, None if named else start, steps)
+        named = False
         if isinstance(solver, str) and atol is None:
             atol = _attainable(found, order)
-    if guess is not None and not isinstance(guess, str):
-        guess = _with_lags(y0s, guess, order)
+    if not named:
+        start = _with_lags(y0s, start, order)
     out = seq1d(
         _Implicit(f) if implicit else _Explicit(f),
         lags,
@@ -124,7 +131,7 @@ def multistep(
         params,
         length=length,
         solver=solver,
-        guess=guess,
+        guess=start,
         rtol=rtol,
         atol=atol,
         max_steps=max_steps,
@@ -185,7 +192,7 @@ def _linearised(f, y0s, xs, params, guess, length):
 
     y0s = flat(y0s)
     last = jnp.broadcast_to(y0s[-1], (length, y0s.shape[1]))
-    guess = last if guess is None or isinstance(guess, str) else flat(guess)
+    guess = last if guess is None else flat(guess)
     found = linearised(residual, y0s, xs, jnp.where(jnp.isfinite(guess), guess, 0))
     return jax.vmap(unravel)(found.states), found
 
