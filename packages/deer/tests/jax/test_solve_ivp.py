@@ -66,6 +66,7 @@ class TestAccuracy:
         ys, _, _ = solved(length, "sequential")
         assert np.abs(ys).max() < 4
 
+    @pytest.mark.slow
     def test_sweeps_find_what_the_loop_does_there_too(self):
         assert_close(solved(11)[0], solved(11, "sequential")[0], 1e-10)
 
@@ -136,6 +137,7 @@ class TestDerivatives:
 
 
 class TestResults:
+    @pytest.mark.slow
     def test_a_batch_of_samples(self):
         ts = jnp.linspace(0, 1, 6)
         y0s = jnp.array([[0.0], [1.0]])
@@ -144,6 +146,7 @@ class TestResults:
         for y0, y in zip(y0s, ys, strict=True):
             assert_close(y, solve(y0, solver="sequential"), 1e-11)
 
+    @pytest.mark.slow
     def test_guesses(self):
         ts = np.linspace(0, 2, 11)
         ys, solution, _ = solved(11)
