@@ -25,13 +25,17 @@ MODULES = {
 
 # Of the public modules: what only one backend has.
 LAYERS = "the layers of torch.nn; JAX has no layers of its own"
+RESEARCH = "the interface of the DEER research code, which is in JAX"
 ONLY_JAX = {
     "core": {},
     "core.testing": {
         "python_loop": "lax.scan with a slow step; in PyTorch reference_scan is a loop",
         "temporary_bytes": "of compiled programs; largest_bytes in PyTorch",
     },
-    "deer": {"diffeqsolve": "a drop-in for Diffrax, which is a library of JAX"},
+    "deer": {
+        **dict.fromkeys(("multistep", "seq1d", "solve_idae"), RESEARCH),
+        "diffeqsolve": "a drop-in for Diffrax, which is a library of JAX",
+    },
 }
 ONLY_TORCH = {
     "core": {
@@ -58,7 +62,6 @@ ONLY_TORCH = {
             ),
             "a solver of Diffrax in JAX",
         ),
-        "solve_ivp": "in the argument order of torchdiffeq",
     },
 }
 
@@ -87,6 +90,8 @@ OTHER_DEFAULT = {
     ("Newton", "linear_solver"): "a solver of Lineax; LU in PyTorch",
     ("Solution", "position"): "JAX needs an integer where chains are compiled",
 }
+# What has the same name, and the arguments of two other libraries.
+OTHER_ARGUMENTS = {"solve_ivp": "the research code's in JAX, torchdiffeq's in PyTorch"}
 # Abstract classes take arguments where dataclasses hand them on, and an enumeration is
 # made by nobody.
 WITHOUT = ("AbstractIteration", "AbstractSweep", "RESULTS")
@@ -95,7 +100,7 @@ SHARED = [
     (package, name)
     for package in ("core", "deer")
     for name in MODULES[package][0].__all__
-    if name in MODULES[package][1].__all__ and name not in WITHOUT
+    if name in MODULES[package][1].__all__ and name not in (*WITHOUT, *OTHER_ARGUMENTS)
 ]
 
 
@@ -138,6 +143,7 @@ def test_tables_are_of_what_there_is():
     tables = (ONLY_JAX_PARAMETERS, ONLY_TORCH_PARAMETERS, OTHER_DEFAULT)
     assert {item for table in tables for item, _ in table} <= names
     assert {*WITHOUT} <= {*core_jax.__all__} & {*core_torch.__all__}
+    assert {*OTHER_ARGUMENTS} <= {*deer_jax.__all__} & {*deer_torch.__all__}
 
 
 def test_fields_of_a_solution():

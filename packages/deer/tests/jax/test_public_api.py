@@ -19,7 +19,11 @@ def test_names():
         "check_structure",
         "choose",
         "diffeqsolve",
+        "multistep",
         "scan",
+        "seq1d",
+        "solve_idae",
+        "solve_ivp",
     ]
 
 

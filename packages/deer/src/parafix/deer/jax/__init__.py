@@ -13,8 +13,12 @@ from ._check_structure import check_structure as check_structure
 from ._damping import AdaptiveDamping as AdaptiveDamping
 from ._deer import DEER as DEER
 from ._elk import ELK as ELK, QuasiELK as QuasiELK
+from ._multistep import multistep as multistep
 from ._quasi import Picard as Picard, QuasiDEER as QuasiDEER
 from ._scan import scan as scan
+from ._seq1d import seq1d as seq1d
+from ._solve_idae import solve_idae as solve_idae
+from ._solve_ivp import solve_ivp as solve_ivp
 from ._trust_region import TrustRegion as TrustRegion
 
 
@@ -38,7 +42,11 @@ __all__ = [
     "check_structure",
     "choose",
     "diffeqsolve",
+    "multistep",
     "scan",
+    "seq1d",
+    "solve_idae",
+    "solve_ivp",
 ]
 
 
