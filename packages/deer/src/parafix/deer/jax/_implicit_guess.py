@@ -43,7 +43,7 @@ def linearised(
     ??? cite "Reference"
 
         Lim, Zhu, Selfridge and Kasim, "Parallelizing non-linear sequential models over
-        the sequence length", ICLR 2024, section 3.1, with several lags.
+        the sequence length", ICLR 2024, with several shifts.
     """
     order, size = y0s.shape
     eps = float(jnp.finfo(y0s.dtype).eps)

@@ -100,7 +100,7 @@ def multistep(
         Hairer, Nørsett and Wanner, "Solving ordinary differential equations I", 1993,
         chapter III. Newton's method for all times and several lags at once: Lim, Zhu,
         Selfridge and Kasim, "Parallelizing non-linear sequential models over the
-        sequence length", ICLR 2024, section 3.1.
+        sequence length", ICLR 2024.
     """
     y0s = jax.tree.map(jnp.asarray, y0s)
     order = _num_lags(y0s)

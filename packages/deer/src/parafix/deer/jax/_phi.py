@@ -56,8 +56,8 @@ def responses(a: Float[Array, "n n"]) -> Float[Array, "3 n n"]:
 
     ??? cite "Reference"
 
-        Higham, "Functions of matrices", SIAM 2008, chapter 10: scaling and squaring,
-        and section 10.7.4 for the `phi` functions. Approximants by partial fractions:
+        Higham, "Functions of matrices", SIAM 2008, chapter 10, for scaling and
+        squaring and for these functions. Approximants by partial fractions:
         Gallopoulos and Saad, "Efficient solution of parabolic equations by Krylov
         approximation methods", SIAM J. Sci. Stat. Comput. 13, 1992.
     """

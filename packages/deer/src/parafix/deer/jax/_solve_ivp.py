@@ -102,7 +102,7 @@ def solve_ivp(
         difference of the inputs in place of a derivative in time. Solving linearised
         equations exactly between given times: Lim, Zhu, Selfridge and Kasim,
         "Parallelizing non-linear sequential models over the sequence length", ICLR
-        2024, section 3.3.
+        2024.
     """
     y0 = checked_state(y0)
     ts = checked_times(ts, y0)
