@@ -86,7 +86,8 @@ def look(
 
     - `evaluate`: the image of the point in which entries from `cut` on are drawn anew.
     - `same`, `apart`: of two images, which entries agree bit for bit, and how far they
-        are apart, relative to the largest; booleans and numbers `(length,)`.
+        are apart, relative to the largest; booleans and numbers `(length,)`. What is
+        not finite counts as equal to anything.
     """
     base = evaluate(length)
     again = evaluate(length)

@@ -98,7 +98,7 @@ def sweep_until(
     for bit if `exact`, and beyond tolerance if not.
     """
     length = count_of(guess)
-    guess = jax.tree.map(lambda x: jnp.where(finite(x), x, 0), guess)
+    guess = _cleaned(guess)
     index = jnp.arange(length)
 
     def unfinished(state):
@@ -144,10 +144,15 @@ def one_after_the_other(fn: Callable[[Entries], Entries], guess: Entries) -> Ent
     """The sequential program: one entry of `fn(z)` is accepted in every pass."""
     length: Any = count_of(guess)
     index = jnp.arange(length)
-    guess = jax.tree.map(lambda x: jnp.where(finite(x), x, 0), guess)
+    guess = _cleaned(guess)
 
     def body(i, z):
         f = lax.optimization_barrier(fn(lax.optimization_barrier(z)))
         return chosen(index == i, f, z)
 
     return lax.fori_loop(0, length, body, guess)
+
+
+def _cleaned(guess):
+    """The guess with zeros for what is not finite."""
+    return jax.tree.map(lambda x: jnp.where(finite(x), x, jnp.zeros_like(x)), guess)

@@ -8,7 +8,7 @@ import numpy as np
 from jax.core import Tracer
 
 from .._causality import Causality, cuts, look
-from ._entries import by_entry, count_of, is_float, same
+from ._entries import all_finite, by_entry, count_of, is_float, same
 
 
 def check_causal(
@@ -24,7 +24,8 @@ def check_causal(
     `f` is evaluated twice at one point, which finds dropout and other randomness. Then,
     for some cuts `c`, entries from `c` on are exchanged for others, which may not
     change a bit of the entries of `f(z)` up to `c`. What depends on a later entry by
-    accident of the point, or by less than rounding, is not seen.
+    accident of the point, or by less than rounding, is not seen; nor is anything where
+    `f` is not finite.
 
     **Arguments:**
 
@@ -39,7 +40,7 @@ def check_causal(
 
     A [`parafix.core.jax.Causality`][], or `None` if `f` returns what is being traced.
     """
-    z = jax.tree.map(lambda x: np.asarray(x), z)
+    z = jax.tree.map(np.asarray, z)
     draw = np.random.default_rng(seed)
     image = _image(f, z)
     if any(isinstance(x, Tracer) for x in jax.tree.leaves(image)):
@@ -58,10 +59,10 @@ def check_causal(
 
     return look(
         lambda cut: evaluate(drawn(z), cut),
-        lambda a, b: np.asarray(same(a, b)),
+        lambda a, b: np.asarray(same(a, b) | ~all_finite(a) | ~all_finite(b)),
         _apart,
-        count_of(z),
-        cuts(count_of(z), num_cuts, draw),
+        count_of(image),
+        cuts(count_of(image), num_cuts, draw),
         exact,
         _eps(image),
     )
@@ -76,11 +77,12 @@ def _drawn(draw, x, y):
     """Other values for the entries of a leaf."""
     if x.dtype == bool:
         return draw.random(x.shape) < 0.5
-    if is_float(x):
+    if np.issubdtype(x.dtype, np.inexact):
         noise = draw.standard_normal(x.shape)
         if np.iscomplexobj(x):
             noise = noise + 1j * draw.standard_normal(x.shape)
-        base = np.where(np.isfinite(x), x, 0)
+        # What overflows says nothing.
+        base = np.where(np.abs(x) < 1e6, x, 0)
         return (base + noise * (1 + np.abs(base))).astype(x.dtype)
     pool = np.unique(np.concatenate([x.ravel(), y.ravel()]))
     return draw.choice(pool, x.shape).astype(x.dtype)
@@ -90,8 +92,9 @@ def _apart(a, b):
     """How far the entries are apart, relative to the largest; infinite for integers."""
     found = []
     for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        floats = is_float(x)
         x, y = np.asarray(by_entry(x)), np.asarray(by_entry(y))
-        if is_float(x):
+        if floats:
             most = np.max(np.abs(x), initial=0, where=np.isfinite(x))
             found.append((np.abs(x - y) / (most or 1)).max(1, initial=0))
         else:

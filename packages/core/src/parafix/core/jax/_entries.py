@@ -63,13 +63,14 @@ def distance(
     for x, y in zip(jax.tree.leaves(z), jax.tree.leaves(f), strict=True):
         equal = _same(x, y)
         if is_float(x):
-            unit = jnp.asarray(atol, x.real.dtype) + rtol * jnp.abs(x)
+            a, r = (jnp.asarray(number, x.real.dtype) for number in (atol, rtol))
+            unit = a + r * jnp.abs(x)
             apart = ratio(jnp.abs(y - x), unit)
             apart = jnp.where(equal, 0, jnp.where(jnp.isnan(apart), jnp.inf, apart))
         else:
             apart = jnp.where(equal, 0, jnp.inf).astype(jnp.float32)
         found.append(by_entry(apart).max(1, initial=0))
-    dtype = jnp.result_type(jnp.float32, *(x.dtype for x in found))
+    dtype = max((x.dtype for x in found), key=lambda dtype: dtype.itemsize)
     return jnp.stack([x.astype(dtype) for x in found]).max(0)
 
 

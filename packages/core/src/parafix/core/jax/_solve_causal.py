@@ -110,6 +110,7 @@ def solve_causal(
     max_steps = count + 1 if max_steps is None else max_steps
     solver = as_causal(solver, rtol, atol, _tolerance(z0))
     _check_floats(solver, z0)
+    jax.eval_shape(lambda z: _checked_image(z0, f(z)), z0)
     if check and count and not any(isinstance(x, Tracer) for x in jax.tree.leaves(z0)):
         found = check_causal(f, z0, exact=mode == "exact")
         if found is not None and not found.causal:
@@ -119,7 +120,7 @@ def solve_causal(
 
 @eqx.filter_jit
 def _solve(f, z0, solver, mode, max_steps, throw):
-    fn = eqx.filter_closure_convert(lambda z: checked_image(z0, f(z)), z0)
+    fn = eqx.filter_closure_convert(lambda z: _checked_image(z0, f(z)), z0)
     if count_of(z0) == 0:
         none = jnp.array(0)
         return Solution(
@@ -247,7 +248,7 @@ def _check_floats(solver, z0):
                 )
 
 
-def checked_image(z: Any, f: Any) -> Any:
+def _checked_image(z: Any, f: Any) -> Any:
     """`f(z)`, which must be like `z`."""
     f = jax.tree.map(jnp.asarray, f)
     describe = lambda tree: jax.tree.map(lambda x: f"{x.dtype}{list(x.shape)}", tree)

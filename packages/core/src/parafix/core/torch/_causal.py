@@ -167,4 +167,4 @@ def one_after_the_other(
 
 def cleaned(guess: Leaves) -> tuple[Tensor, ...]:
     """The guess with zeros for what is not finite."""
-    return tuple(torch.where(torch.isfinite(x), x, 0) for x in guess)
+    return tuple(torch.where(torch.isfinite(x), x, torch.zeros_like(x)) for x in guess)

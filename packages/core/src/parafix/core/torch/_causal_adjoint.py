@@ -11,6 +11,7 @@ from ._adjoint import AbstractDenseTangent, DenseProblem
 from ._capture import Autocast
 from ._iteration import bare, Outcome
 from ._linear import looks
+from ._rootfinders import FixedPoint
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,16 +61,10 @@ def attach(
         None,
         autocast,
         autocast.eps([z.dtype]),
-        _Nothing(),  # pyright: ignore[reportArgumentType]
+        # Nobody asks it for anything.
+        FixedPoint(0.0, 0.0),
         lambda z: z,
         1,
         False,
     )
     return _Nilpotent(length).apply(problem, z.detach()).z
-
-
-@dataclasses.dataclass(frozen=True)
-class _Nothing:
-    """In the place of a solver, where nothing is left to solve."""
-
-    linearises: bool = False

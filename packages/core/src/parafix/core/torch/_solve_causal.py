@@ -128,7 +128,8 @@ def _solve(f, z0, solver, mode, rtol, atol, max_steps, throw, check):
     if samples * count == 0:
         return _empty(z0, leaves)
     if check:
-        found = check_causal(f, z0, exact=mode == "exact")
+        whole = lambda z: image([z])[0] if single else tuple(image(z))
+        found = check_causal(whole, z0, exact=mode == "exact")
         if found is not None and not found.causal:
             raise ValueError(found.message())
     with torch.no_grad():
