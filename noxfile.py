@@ -32,6 +32,7 @@ nox.options.sessions = [
 PACKAGES = {
     "core": ("light", "jax", "torch", "kernels"),
     "deer": ("jax", "torch"),
+    "feedforward": ("jax", "torch"),
 }
 BACKENDS = ("jax", "torch")
 
@@ -81,6 +82,25 @@ SMOKE = {
         assert torch.allclose(ys[0], torch.ones(1, 2).tanh()), ys
         carry.sum().backward()
         assert torch.isfinite(weight.grad).all() and weight.grad.any(), weight.grad
+    """,
+    "feedforward-jax": """
+        import jax.numpy as jnp
+        from parafix.feedforward.jax import solve_causal
+        f = lambda z: jnp.concatenate([jnp.ones(1), 2 * z[:-1]])
+        solution = solve_causal(f, jnp.zeros(5))
+        assert solution.value.tolist() == [1, 2, 4, 8, 16], solution.value
+        assert solution.stats["num_steps"] == 6, solution.stats
+    """,
+    "feedforward-torch": """
+        import torch
+        from parafix.feedforward.torch import solve_causal
+        two = torch.tensor(2.0, requires_grad=True)
+        f = lambda z: torch.cat([torch.ones(1, 1), two * z[:, :-1]], 1)
+        solution = solve_causal(f, torch.zeros(1, 5))
+        assert solution.value.tolist() == [[1, 2, 4, 8, 16]], solution.value
+        assert solution.stats["num_steps"] == 6, solution.stats
+        solution.value[0, -1].backward()
+        assert two.grad == 32, two.grad
     """,
 }
 
