@@ -24,7 +24,10 @@ class AbstractCausalSweep(abc.ABC):
       later one up to the first that differs from that of `z`. That is the certified
       prefix; it grows in every sweep, and is never written again.
     - What is not finite beyond it is replaced by the guess, so that an overflow ahead
-      cannot reach the prefix by way of a product with zero.
+      cannot reach the prefix by way of a product with zero. Where `f` overflows inside,
+      at a finite iterate, and the next entry comes out as NaN or infinite, it is not
+      accepted before it has come out so with the guess in all entries ahead, which is
+      what the sequential program evaluates.
     - Two sweeps that agree in all entries prove the solution.
 
     Every sample of a batch stops by itself, and the others change no bit of it.
@@ -79,6 +82,8 @@ class CausalState:
     z: tuple[Tensor, ...]
     prefix: Tensor
     num_steps: Tensor
+    # Whether what is beyond the prefix is the guess.
+    clean: Tensor
     # Of the iterate that was evaluated last, before it was rewritten.
     residual: Tensor
     proven: Tensor
@@ -107,31 +112,42 @@ def sweep_until(
     none = torch.zeros(samples, dtype=torch.int64, device=index.device)
     no = torch.zeros_like(none, dtype=torch.bool)
     unknown = torch.full_like(distance(z, z, 1.0, 1.0)[:, 0], torch.inf)
-    state = CausalState(z, none, none, unknown, no, no, no)
+    state = CausalState(z, none, none, ~no, unknown, no, no, no)
     active = ~no
     for step in range(max_steps):
         z = state.z
         # A tensor that `f` may work on in place.
         f = fn([x.clone() for x in z])
-        equal, far = same(z, f), distance(z, f, solver.rtol, solver.atol)
+        equal, sound = same(z, f), all_finite(f)
+        far = distance(z, f, solver.rtol, solver.atol)
         final = index < state.prefix[:, None]
-        changed = ~equal if exact else ~(far <= 1)
+        changed = sound & (~equal if exact else ~(far <= 1))
         # A NaN in the prefix may well reach what it has no business with.
         contradicted = (final & changed).any(1) & all_finite(z).all(1)
+        far = torch.where(final | equal, 0, far).amax(1)
+        close = far <= 1
+        num_steps = state.num_steps + 1
         first = torch.where(final | equal, length, index).amin(1)
-        prefix = (first + 1).clamp(max=length)
+        accepted = state.clean | (sound | (index != first[:, None])).all(1)
+        prefix = (first + accepted).clamp(max=length)
         ahead, memory = solver.propose(z, f, prefix, memory)
-        ahead = chosen(all_finite(ahead), ahead, guess)
+        # From the guess one entry at least is accepted. So after `k` sweeps there are
+        # `k - 1`, and `N + 1` sweeps are enough however often one is in vain.
+        clean = ~accepted | (prefix < num_steps)
+        ahead = chosen(all_finite(ahead) & ~clean[:, None], ahead, guess)
+        if not exact:
+            # What was measured is `f(z)` against `z`, whatever is proposed.
+            ahead = chosen(close[:, None].expand_as(final), f, ahead)
         new = chosen(index < prefix[:, None], f, ahead)
         new = chosen(final | ~active[:, None], z, new)
-        far = torch.where(final | equal, 0, far).amax(1)
         found = CausalState(
             new,
             prefix,
-            state.num_steps + 1,
+            num_steps,
+            clean,
             far,
             first == length,
-            far <= 1,
+            close,
             contradicted,
         )
         state = _where(active, found, state)
