@@ -14,6 +14,7 @@ from parafix.core.jax import (
     Broyden,
     FixedPoint,
     ImplicitAdjoint,
+    Jacobi,
     Newton,
     NewtonKrylov,
     OneStepAdjoint,
@@ -23,6 +24,7 @@ from parafix.core.jax import (
 )
 from parafix.core.testing.jax import (
     AdjointContract,
+    CausalContract,
     RootFinderContract,
     ScanContract,
     zoo_names,
@@ -89,6 +91,13 @@ class TestLevenbergMarquardt(RootFinderContract):
 
     def make(self, rtol, atol):
         return optx.LevenbergMarquardt(rtol, atol)
+
+
+class TestJacobi(CausalContract):
+    takes_depth = True
+
+    def make(self, rtol, atol):
+        return Jacobi(rtol, atol)
 
 
 class TestSequentialScan(ScanContract):

@@ -7,6 +7,7 @@ import torch
 
 from parafix.core.testing.torch import (
     AdjointContract,
+    CausalContract,
     RootFinderContract,
     ScanContract,
     zoo_names,
@@ -23,6 +24,7 @@ from parafix.core.torch import (
     FixedPoint,
     GMRES,
     ImplicitAdjoint,
+    Jacobi,
     LU,
     Newton,
     NewtonKrylov,
@@ -72,6 +74,13 @@ class TestNewtonWithoutMatrices(RootFinderContract):
 class TestNewtonKrylov(RootFinderContract):
     def make(self, rtol, atol):
         return NewtonKrylov(rtol, atol)
+
+
+class TestJacobi(CausalContract):
+    takes_depth = True
+
+    def make(self, rtol, atol):
+        return Jacobi(rtol, atol)
 
 
 class TestSequentialScan(ScanContract):

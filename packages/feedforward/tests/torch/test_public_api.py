@@ -9,6 +9,9 @@ OF_CORE = ("Causality", "check_causal", "solve_causal")
 def test_names():
     assert parafix.feedforward.torch.__all__ == [
         "Causality",
+        "GSJacobi",
+        "JacobiGS",
+        "TriangularAnderson",
         "check_causal",
         "solve_causal",
     ]

@@ -125,16 +125,17 @@ def sweep_until(
         num_steps = state.num_steps + 1
         first = jnp.min(jnp.where(final | equal, length, index))
         accepted = state.clean | (sound | (index != first)).all()
-        prefix = jnp.minimum(jnp.where(accepted, first + 1, first), length)
+        # What is returned is what was measured.
+        stops = jnp.array(False) if exact else close
+        grows = accepted & ~stops
+        prefix = jnp.minimum(jnp.where(grows, first + 1, first), length)
         ahead, memory = solver.propose(state.z, f, prefix, state.memory)
         # From the guess one entry at least is accepted. So after `k` sweeps there are
         # `k - 1`, and `N + 1` sweeps are enough however often one is in vain.
         clean = ~accepted | (prefix < num_steps)
         ahead = chosen(all_finite(ahead) & ~clean, ahead, guess)
-        if not exact:
-            # What was measured is `f(z)` against `z`, whatever is proposed.
-            ahead = chosen(jnp.broadcast_to(close, (length,)), f, ahead)
-        z = chosen(final, state.z, chosen(index < prefix, f, ahead))
+        z = chosen(index < prefix, f, ahead)
+        z = chosen(final | stops, state.z, z)
         return CausalState(
             z,
             memory,

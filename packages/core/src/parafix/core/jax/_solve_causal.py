@@ -67,9 +67,10 @@ def solve_causal(
         `f(z)` in every pass.
     - `mode`: when to stop. `"exact"`: when two sweeps agree bit for bit, which proves
         that the answer is that of `"sequential"`. `"tolerance"`: when they agree to
-        within tolerance; the rest of the wave, if there is one, is given up, and
-        `stats["exact_prefix"]` says from where. `"budget"`: after `max_steps` sweeps at
-        the latest, whatever has been reached; it never raises for that.
+        within tolerance; the first of the two is returned, whose residual that is. The
+        rest of the wave, if there is one, is given up, and `stats["exact_prefix"]` says
+        from where. `"budget"`: after `max_steps` sweeps at the latest, whatever has
+        been reached; it never raises for that.
     - `rtol`, `atol`: of floats; `eps^(3/4)` of the dtype by default, of the finest if
         there are several. With `"exact"` they are only the unit of `stats["residual"]`.
     - `max_steps`: at most this many sweeps, each of which evaluates `f` once; `N + 1`,

@@ -129,17 +129,16 @@ def sweep_until(
         num_steps = state.num_steps + 1
         first = torch.where(final | equal, length, index).amin(1)
         accepted = state.clean | (sound | (index != first[:, None])).all(1)
-        prefix = (first + accepted).clamp(max=length)
+        # What is returned is what was measured.
+        stops = torch.zeros_like(close) if exact else close
+        prefix = (first + (accepted & ~stops)).clamp(max=length)
         ahead, memory = solver.propose(z, f, prefix, memory)
         # From the guess one entry at least is accepted. So after `k` sweeps there are
         # `k - 1`, and `N + 1` sweeps are enough however often one is in vain.
         clean = ~accepted | (prefix < num_steps)
         ahead = chosen(all_finite(ahead) & ~clean[:, None], ahead, guess)
-        if not exact:
-            # What was measured is `f(z)` against `z`, whatever is proposed.
-            ahead = chosen(close[:, None].expand_as(final), f, ahead)
         new = chosen(index < prefix[:, None], f, ahead)
-        new = chosen(final | ~active[:, None], z, new)
+        new = chosen(final | (stops | ~active)[:, None], z, new)
         found = CausalState(
             new,
             prefix,
