@@ -206,6 +206,29 @@ def test_tokens_and_trees():
         assert solution.value[0][i] == token
 
 
+def test_leaves_that_are_reached_by_others_alone():
+    # `angle` of the weight by way of `score`, and in another dtype.
+    def f(weight, z):
+        angle, score = z
+        before = lambda x: jnp.concatenate([jnp.ones_like(x[:1]), x[:-1]])
+        turned = lax.complex(jnp.zeros(COUNT), before(angle).astype(float))
+        new = weight * before(score) * jnp.exp(turned)
+        return jnp.sin(before(score).real).astype(angle.dtype), new
+
+    start = (jnp.zeros(COUNT, jnp.float32), jnp.zeros(COUNT, complex))
+
+    def loss(weight):
+        value = solve_causal(ft.partial(f, weight), start).value
+        return value[0].astype(float).sum() + (value[1] * (1 - 2j)).real.sum()
+
+    weight = jnp.array(0.7)
+    expected = (loss(weight + 1e-4) - loss(weight - 1e-4)) / 2e-4
+    _, tangent = jax.jvp(loss, (weight,), (jnp.array(1.0),))
+    for found in (jax.grad(loss)(weight), tangent):
+        np.testing.assert_allclose(found, expected, 1e-2)
+    np.testing.assert_allclose(jax.grad(loss)(weight), tangent, 1e-6)
+
+
 def test_modes():
     f = ft.partial(network, WEIGHTS, NOISE)
     exact = solve_causal(f, jnp.zeros((COUNT, SIZE)))

@@ -93,7 +93,7 @@ class TriangularAnderson(AbstractCausalSweep):
         unit = jnp.where(squared > 0, jnp.sqrt(squared), jnp.inf)
         matrix = jnp.moveaxis(gram / unit[:, None] / unit[None], 2, 0)
         eps = jnp.finfo(gram.dtype).eps
-        ridge = eps**0.75 if self.ridge is None else self.ridge
+        ridge = eps**0.5 if self.ridge is None else self.ridge
         diagonal = jnp.where(squared > 0, ridge, 1 + ridge).astype(gram.dtype).T
         matrix = matrix + jnp.vectorize(jnp.diag, signature="(m)->(m,m)")(diagonal)
         factor = jnp.linalg.cholesky(matrix)
@@ -106,6 +106,6 @@ TriangularAnderson.__init__.__doc__ = """**Arguments:**
 - `rtol`, `atol`: entries are within tolerance if two evaluations differ by at most
     `atol + rtol |z|`.
 - `history`: how many differences are kept.
-- `ridge`: regularisation relative to the squared length of a column; `eps^(3/4)` of the
+- `ridge`: regularisation relative to the squared length of a column; `sqrt(eps)` of the
     dtype by default.
 """

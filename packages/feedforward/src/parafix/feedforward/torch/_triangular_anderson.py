@@ -46,7 +46,7 @@ class TriangularAnderson(AbstractCausalSweep):
     - `rtol`, `atol`: entries are within tolerance if two evaluations differ by at most
         `atol + rtol |z|`.
     - `history`: how many differences are kept.
-    - `ridge`: regularisation relative to the squared length of a column; `eps^(3/4)` of
+    - `ridge`: regularisation relative to the squared length of a column; `sqrt(eps)` of
         the dtype by default.
     """
 
