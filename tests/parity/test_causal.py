@@ -100,9 +100,11 @@ def by_torch(problem, solver, options):
     )
 
 
-@pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("name", SOLVERS)
-@pytest.mark.parametrize("problem", ["network", "chain"])
+@pytest.mark.parametrize(
+    ("problem", "mode"),
+    [("network", "exact"), ("network", "budget"), ("chain", "tolerance")],
+)
 def test_values_gradients_and_sweeps(problem, name, mode):
     # On the way, Anderson's iterates are as good as the ridge of its equations.
     rough = "anderson" in name and mode != "exact"

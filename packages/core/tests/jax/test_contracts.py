@@ -6,6 +6,7 @@ import optimistix as optx
 import pytest
 
 from parafix.core.jax import (
+    AbstractCausalSweep,
     AbstractIteration,
     AbstractScan,
     Anderson,
@@ -226,6 +227,24 @@ class TestTheSuites:
 
         with pytest.raises(AssertionError, match="1000"):
             Contract().test_units_do_not_matter()
+
+    def test_a_sweep_that_takes_more_than_it_says(self):
+        class Contract(TestJacobi):
+            def make(self, rtol, atol):
+                return Waiting(rtol, atol)
+
+        with pytest.raises(AssertionError):
+            Contract().test_bits_are_those_of_the_sequential_program("chain")
+
+
+class Waiting(AbstractCausalSweep):
+    """Changes nothing ahead."""
+
+    rtol: float
+    atol: float
+
+    def propose(self, z, f, prefix, memory):
+        return z, memory
 
 
 class Absolute(AbstractIteration):

@@ -13,6 +13,7 @@ from parafix.core.testing.torch import (
     zoo_names,
 )
 from parafix.core.torch import (
+    AbstractCausalSweep,
     AbstractFusedScan,
     AbstractIteration,
     AbstractScan,
@@ -298,6 +299,41 @@ class TestTheSuites:
 
         with pytest.raises(AssertionError):
             Contract().test_neighbours_do_not_matter()
+
+    def test_a_sweep_that_takes_more_than_it_says(self):
+        class Contract(TestJacobi):
+            def make(self, rtol, atol):
+                return Waiting(rtol, atol)
+
+        with pytest.raises(AssertionError):
+            Contract().test_bits_are_those_of_the_sequential_program("chain")
+
+    def test_a_sweep_that_mixes_samples(self):
+        class Contract(TestJacobi):
+            def make(self, rtol, atol):
+                return Lockstep(rtol, atol)
+
+        with pytest.raises(AssertionError):
+            Contract().test_what_a_sample_holds_is_its_own_business()
+
+
+@dataclasses.dataclass(frozen=True)
+class Waiting(AbstractCausalSweep):
+    """Changes nothing ahead."""
+
+    def propose(self, z, f, prefix, memory):
+        return z, memory
+
+
+@dataclasses.dataclass(frozen=True)
+class Lockstep(AbstractCausalSweep):
+    """Waits for the slowest sample."""
+
+    def propose(self, z, f, prefix, memory):
+        ahead = torch.arange(z[0].shape[1]) < prefix.min() + 2
+        return [
+            torch.where(ahead[:, None], *pair) for pair in zip(f, z, strict=True)
+        ], memory
 
 
 @dataclasses.dataclass(frozen=True)

@@ -41,7 +41,7 @@ _SWEEPS: Final = {
     ),
     "gs-jacobi": (
         "GSJacobi",
-        "blocks of a causal problem in order, or a sliding window; entries at once",
+        "blocks of a causal problem in order, or a sliding window of entries",
         (_SONG,),
     ),
     "triangular-anderson": (

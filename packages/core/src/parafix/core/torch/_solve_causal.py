@@ -151,7 +151,7 @@ def _solve(f, z0, solver, mode, rtol, atol, max_steps, throw, check):
         if mode == "budget":
             within = result == RESULTS.max_steps_reached
             raised = torch.where(within, RESULTS.successful, result)
-        raise_if(*map(bare, (raised, position, leaf)), names)
+        raise_if(bare(raised), bare(position), bare(leaf), names)
     if is_recorded():
         z = _attached(image, z, count)
     value = z[0] if single else tuple(z)

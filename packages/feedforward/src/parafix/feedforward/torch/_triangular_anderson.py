@@ -101,9 +101,8 @@ class TriangularAnderson(AbstractCausalSweep):
         # In units of the columns. One that is missing is zero, and changes nothing.
         unit = torch.where(squared > 0, squared.sqrt(), torch.inf)
         matrix = (gram / unit[:, None] / unit).movedim((0, 1), (-2, -1))
-        ridge = (
-            torch.finfo(gram.dtype).eps ** 0.75 if self.ridge is None else self.ridge
-        )
+        eps = torch.finfo(gram.dtype).eps
+        ridge = eps**0.5 if self.ridge is None else self.ridge
         diagonal = torch.where(squared > 0, ridge, 1 + ridge).to(gram.dtype)
         matrix = matrix + torch.diag_embed(diagonal.movedim(0, -1))
         factor, info = torch.linalg.cholesky_ex(matrix)
