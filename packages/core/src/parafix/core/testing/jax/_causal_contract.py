@@ -97,7 +97,7 @@ class CausalContract:
         weights, noise = args["weights"], args["noise"]
         args = {
             # Easy, less easy, with a NaN on the way, hard.
-            "weights": weights.at[0].set(0).at[1].mul(0.1).at[3].set(other["weights"]),
+            "weights": weights.at[0].set(0).at[1].mul(0.01).at[3].set(other["weights"]),
             "noise": noise.at[2, 7, 1].set(jnp.nan),
         }
         solution = self.solve(problem, args, starts)

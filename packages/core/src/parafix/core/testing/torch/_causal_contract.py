@@ -98,7 +98,7 @@ class CausalContract:
         args, other = _repeated(problem.args), causal_zoo("network", 1, _COUNT).args
         # Easy, less easy, with a NaN on the way, hard.
         args["weights"][0] = 0
-        args["weights"][1] *= 0.1
+        args["weights"][1] *= 0.01
         args["weights"][3] = other["weights"][0]
         args["noise"][2, 7, 1] = torch.nan
         solution = self.solve(problem, args, starts)
