@@ -1,5 +1,7 @@
 """The contract suite of the core on the sweeps of this package."""
 
+import pytest
+
 from parafix.core.testing.jax import CausalContract
 from parafix.feedforward.jax import GSJacobi, JacobiGS, TriangularAnderson
 
@@ -15,6 +17,8 @@ class TestGSJacobi(CausalContract):
         return GSJacobi(rtol, atol, window=5)
 
 
+# Most of the time is compilation, and PyTorch runs it every day.
+@pytest.mark.slow
 class TestGSJacobiInBlocks(CausalContract):
     def make(self, rtol, atol):
         return GSJacobi(rtol, atol, window=5, sliding=False)

@@ -117,7 +117,9 @@ def picard(dtype, count=128):
     return f, jnp.broadcast_to(z0, (count, 4))
 
 
-@pytest.mark.parametrize("dtype", [jnp.float64, jnp.float32])
+@pytest.mark.parametrize(
+    "dtype", [jnp.float64, pytest.param(jnp.float32, marks=pytest.mark.slow)]
+)
 def test_anderson_takes_fewer_sweeps(dtype):
     f, start = picard(dtype)
     tolerance = 1e-8 if dtype == jnp.float64 else 1e-5
@@ -181,6 +183,7 @@ def test_anderson_takes_the_plain_step_where_its_own_is_not_finite():
     assert_identical(found[0], huge[-1][0])
 
 
+@pytest.mark.slow
 def test_half_precision():
     f, start = picard(jnp.float64, 16)
     g = lambda z: f(z.astype(float)).astype(z.dtype)
