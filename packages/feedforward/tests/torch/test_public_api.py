@@ -8,8 +8,11 @@ OF_CORE = ("Causality", "check_causal", "solve_causal")
 
 def test_names():
     assert parafix.feedforward.torch.__all__ == [
+        "AbstractFlowAdapter",
         "Causality",
         "check_causal",
+        "invert",
+        "register_flow_adapter",
         "solve_causal",
     ]
 

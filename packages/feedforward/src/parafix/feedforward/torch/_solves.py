@@ -37,8 +37,10 @@ class CausalSolves:
         solution = solve_causal(fn, start, check=check, throw=False, **self.options)
         stats = dict(solution.stats)
         stats["num_evals"] = stats["num_evals"] + further
-        position = solution.position
-        if order is not None and isinstance(position, Tensor):
+        position: Any = solution.position
+        if position is None:  # Of no samples or no entries.
+            position = torch.zeros_like(solution.result)
+        elif order is not None:
             position = order[position]
         solution = dataclasses.replace(solution, stats=stats, position=position)
         self.solutions.append(solution)
@@ -79,7 +81,7 @@ class CausalSolves:
         each = {name: torch.stack([p.stats[name] for p in parts]) for name in _STATS}
         stats = {name: getattr(x, _STATS[name])(0) for name, x in each.items()}
         stats = {name: x.reshape(shape) for name, x in stats.items()}
-        stats["num_steps_each"] = each["num_steps"].reshape(-1, *shape)
+        stats["num_steps_each"] = each["num_steps"].reshape(len(parts), *shape)
         return Solution(x, result.reshape(shape), stats, position.reshape(shape))
 
     def _nothing(self, x, none, shape):

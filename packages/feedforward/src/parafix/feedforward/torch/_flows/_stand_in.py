@@ -33,7 +33,9 @@ def exchanged(
         return memo[id(part)]
 
     def rebuilt(part):
-        old = {name: child for name, child in part._modules.items() if child is not None}
+        old = {
+            name: child for name, child in part._modules.items() if child is not None
+        }
         new = {name: visit(child) for name, child in old.items()}
         if all(new[name] is child for name, child in old.items()):
             return part

@@ -40,7 +40,9 @@ _AUTOREGRESSIVE = "zuko.transforms", "AutoregressiveTransform"
 
 
 def _is_of_zuko(transform):
-    return any(cls.__module__.split(".")[0] == "zuko" for cls in type(transform).__mro__)
+    return any(
+        cls.__module__.split(".")[0] == "zuko" for cls in type(transform).__mro__
+    )
 
 
 def _fields(transform):
