@@ -35,11 +35,13 @@ class Flow:
     - `transform`: what `invert` takes.
     - `density`: from sequences to noise, and the logarithm of the determinant.
     - `inverse`: the library's own, from noise to sequences, with the same.
+    - `further`: how often that calls a network for the logarithm alone.
     """
 
     transform: Any
     density: Callable[[Any], tuple[Any, Any]]
     inverse: Callable[[Any], tuple[Any, Any]]
+    further: int = 0
 
 
 def of_nflows(features: int, count: int, hidden: int) -> Flow:
@@ -72,6 +74,7 @@ def of_zuko(features: int, count: int, hidden: int) -> Flow:
         flow,
         lambda x: flow.transform().call_and_ladj(x),
         lambda y: flow.transform().inv.call_and_ladj(y),
+        further=1,
     )
 
 
@@ -140,7 +143,7 @@ class Problem:
 
     def program(self, name: str) -> Program:
         if name == OWN:
-            evaluations = self.count * self.features
+            evaluations = self.count * (self.features + self.flow.further)
             return torch_cpu_program(
                 self.own, arrays, lambda: {"evaluations": evaluations}
             )

@@ -15,12 +15,15 @@ import parafix.core.testing.torch as testing_torch
 import parafix.core.torch as core_torch
 import parafix.deer.jax as deer_jax
 import parafix.deer.torch as deer_torch
+import parafix.feedforward.jax as feedforward_jax
+import parafix.feedforward.torch as feedforward_torch
 
 
 MODULES = {
     "core": (core_jax, core_torch),
     "core.testing": (testing_jax, testing_torch),
     "deer": (deer_jax, deer_torch),
+    "feedforward": (feedforward_jax, feedforward_torch),
 }
 
 # Of the public modules: what only one backend has.
@@ -32,6 +35,7 @@ ONLY_JAX = {
         "temporary_bytes": "of compiled programs; largest_bytes in PyTorch",
     },
     "deer": {},
+    "feedforward": {},
 }
 ONLY_TORCH = {
     "core": {
@@ -43,6 +47,7 @@ ONLY_TORCH = {
     "deer": dict.fromkeys(
         ("GRU", "LSTM", "LayerChoice", "LayerInfo", "RNN", "choose_layer"), LAYERS
     ),
+    "feedforward": {},
 }
 
 # Of what both have: parameters that only one has, and other defaults.
@@ -71,11 +76,11 @@ OTHER_DEFAULT = {
 }
 # Abstract classes take arguments where dataclasses hand them on, and an enumeration is
 # made by nobody.
-WITHOUT = ("AbstractIteration", "AbstractSweep", "RESULTS")
+WITHOUT = ("AbstractCausalSweep", "AbstractIteration", "AbstractSweep", "RESULTS")
 
 SHARED = [
     (package, name)
-    for package in ("core", "deer")
+    for package in ("core", "deer", "feedforward")
     for name in MODULES[package][0].__all__
     if name in MODULES[package][1].__all__ and name not in WITHOUT
 ]

@@ -259,6 +259,33 @@ def test_gradients_of_an_inverse_by_bisection():
             assert torch.allclose(ours, theirs, rtol=1e-10, atol=1e-10)
 
 
+def test_gradients_that_cannot_be_had_are_refused():
+    # Its bisection takes parameters that are no arguments of anything else.
+    flow = zuko.flows.NAF(FEATURES, transforms=1)
+    x, _, _ = invert(flow, torch.randn(SAMPLES, FEATURES))
+    with pytest.raises(RuntimeError, match="requires gradients and was not seen"):
+        x.sum().backward()
+
+
+def test_second_derivatives():
+    case = of_zuko(zuko.flows.MAF(6, transforms=1).double(), False)
+    y = torch.randn(2, 6, dtype=torch.float64)
+    weight = next(case.flow.parameters())
+
+    def second(inverse):
+        given = y.clone().requires_grad_()
+        x, log_abs_det = inverse(given, None)[:2]
+        loss = x.sin().sum() + log_abs_det.square().sum()
+        (gradient,) = torch.autograd.grad(loss, given, create_graph=True)
+        return torch.autograd.grad(gradient.square().sum(), [given, weight])
+
+    expected = second(case.inverse)
+    found = second(functools.partial(invert, case.flow))
+    for ours, theirs in zip(found, expected, strict=True):
+        assert bool(theirs.any())
+        assert torch.allclose(ours, theirs, rtol=1e-10, atol=1e-12)
+
+
 @pytest.mark.parametrize("name", ["nflows flow", "normflows model", "zuko MAF"])
 def test_the_inverse_of_the_forward_pass(name):
     torch.set_default_dtype(torch.float64)
