@@ -43,9 +43,9 @@ FURTHER_TESTS = {
     "core-torch": ("benchmarks/tests/torch", ["torchdeq"]),
 }
 
-# Libraries that tests are held against, by session: what is installed with all that it
-# needs, and what without. nflows asks for tensorboard, which its code never imports, and
-# for matplotlib, which comes with the extra `demo`. `WITH_PEERS` are tests of them.
+# Libraries that tests are held against, by session: those that are installed with all
+# that they need, and those without. nflows asks for tensorboard, which its code never
+# imports; matplotlib comes with `demo`. `WITH_PEERS` are the tests of them.
 PEERS = {
     "feedforward-jax": (["flowjax"], []),
     "feedforward-torch": (["normflows", "zuko"], ["nflows"]),

@@ -109,7 +109,8 @@ def sweep_until(
     no = torch.zeros_like(none, dtype=torch.bool)
     unknown = torch.full_like(distance(z, z, 1.0, 1.0)[:, 0], torch.inf)
     state = CausalState(z, none, none, unknown, no, no, no)
-    active = ~no
+    # `active` samples go on; of `whole` ones all entries are finite.
+    active = whole = ~no
     for step in range(max_steps):
         z = state.z
         # A tensor that `f` may work on in place.
@@ -125,13 +126,17 @@ def sweep_until(
             far = torch.where(agreed, 0, apart).amax(1)
             changed = changed if exact else ~(apart <= 1)
         # A NaN in the prefix may well reach what it has no business with.
-        contradicted = (final & changed).any(1) & all_finite(z).all(1)
+        contradicted = (final & changed).any(1) & whole
         first = torch.where(agreed, length, index).amin(1)
         prefix = (first + 1).clamp(max=length)
+        inside = index < prefix[:, None]
         ahead, memory = solver.propose(z, f, prefix, memory)
-        ahead = chosen(all_finite(ahead), ahead, guess)
-        new = chosen(index < prefix[:, None], f, ahead)
-        new = chosen(final | ~active[:, None], z, new)
+        if ahead is not f:
+            ahead = chosen(inside, f, ahead)
+        finite = all_finite(ahead)
+        ahead = chosen(inside | finite, ahead, guess)
+        new = chosen(final | ~active[:, None], z, ahead)
+        whole = whole & (finite | ~inside).all(1)
         found = CausalState(
             new,
             prefix,
