@@ -8,11 +8,14 @@ OF_CORE = ("Causality", "check_causal", "solve_causal")
 
 def test_names():
     assert parafix.feedforward.torch.__all__ == [
+        "AbstractFlowAdapter",
         "Causality",
         "GSJacobi",
         "JacobiGS",
         "TriangularAnderson",
         "check_causal",
+        "invert",
+        "register_flow_adapter",
         "solve_causal",
     ]
 

@@ -84,7 +84,8 @@ class CausalState:
     num_steps: Tensor
     # Whether what is beyond the prefix is the guess.
     clean: Tensor
-    # Of the iterate that was evaluated last, before it was rewritten.
+    # Of the iterate that was evaluated last, before it was rewritten; infinite where an
+    # exact solve found a contradiction.
     residual: Tensor
     proven: Tensor
     close: Tensor
@@ -119,25 +120,36 @@ def sweep_until(
         # A tensor that `f` may work on in place.
         f = fn([x.clone() for x in z])
         equal, sound = same(z, f), all_finite(f)
-        far = distance(z, f, solver.rtol, solver.atol)
         final = index < state.prefix[:, None]
-        changed = sound & (~equal if exact else ~(far <= 1))
-        # A NaN in the prefix may well reach what it has no business with.
-        contradicted = (final & changed).any(1) & all_finite(z).all(1)
-        far = torch.where(final | equal, 0, far).amax(1)
+        changed, agreed = ~equal, final | equal
+        # Where all agree there is no distance, and an exact solve that goes on has no
+        # use for one: it is a fifth of what the loop costs besides `fn`.
+        far = torch.where(agreed.all(1), 0, unknown)
+        if not exact or step + 1 == max_steps:
+            apart = distance(z, f, solver.rtol, solver.atol)
+            far = torch.where(agreed, 0, apart).amax(1)
+            changed = changed if exact else ~(apart <= 1)
+        contradicted = (final & sound & changed).any(1)
+        if not looks(step, index.device) or bool(bare(contradicted).any()):
+            # A NaN in the prefix may well reach what it has no business with.
+            contradicted = contradicted & all_finite(z).all(1)
         close = far <= 1
         num_steps = state.num_steps + 1
-        first = torch.where(final | equal, length, index).amin(1)
+        first = torch.where(agreed, length, index).amin(1)
         accepted = state.clean | (sound | (index != first[:, None])).all(1)
         # What is returned is what was measured.
         stops = torch.zeros_like(close) if exact else close
         prefix = (first + (accepted & ~stops)).clamp(max=length)
+        inside = index < prefix[:, None]
         ahead, memory = solver.propose(z, f, prefix, memory)
         # From the guess one entry at least is accepted. So after `k` sweeps there are
         # `k - 1`, and `N + 1` sweeps are enough however often one is in vain.
         clean = ~accepted | (prefix < num_steps)
-        ahead = chosen(all_finite(ahead) & ~clean[:, None], ahead, guess)
-        new = chosen(index < prefix[:, None], f, ahead)
+        if ahead is f:
+            new = chosen(inside | (sound & ~clean[:, None]), f, guess)
+        else:
+            ahead = chosen(all_finite(ahead) & ~clean[:, None], ahead, guess)
+            new = chosen(inside, f, ahead)
         new = chosen(final | (stops | ~active)[:, None], z, new)
         found = CausalState(
             new,

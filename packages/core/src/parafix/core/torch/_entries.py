@@ -9,6 +9,9 @@ from torch import Tensor
 
 Leaves = Sequence[Tensor]
 
+# Of as many bytes as a float.
+_INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
 
 def by_entry(x: Tensor) -> Tensor:
     """`x` with all axes after the second as one: `(B, N, m)`."""
@@ -35,8 +38,8 @@ def _same(x, y):
         return _same(x.real, y.real) & _same(x.imag, y.imag)
     if not is_float(x):
         return x == y
-    equal = (x == y) & (torch.signbit(x) == torch.signbit(y))
-    return equal | (torch.isnan(x) & torch.isnan(y))
+    bits = _INTEGERS[x.itemsize]
+    return (x.view(bits) == y.view(bits)) | (torch.isnan(x) & torch.isnan(y))
 
 
 def _everywhere(flags):
