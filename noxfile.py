@@ -32,6 +32,7 @@ nox.options.sessions = [
 PACKAGES = {
     "core": ("light", "jax", "torch", "kernels"),
     "deer": ("jax", "torch"),
+    "feedforward": ("jax", "torch"),
 }
 BACKENDS = ("jax", "torch")
 
@@ -41,6 +42,15 @@ FURTHER_TESTS = {
     "deer-jax": ("benchmarks/tests", ["jaxopt"]),
     "core-torch": ("benchmarks/tests/torch", ["torchdeq"]),
 }
+
+# Libraries that tests are held against, by session: those that are installed with all
+# that they need, and those without. nflows asks for tensorboard, which its code never
+# imports; matplotlib comes with `demo`. `WITH_PEERS` are the tests of them.
+PEERS = {
+    "feedforward-jax": (["flowjax"], []),
+    "feedforward-torch": (["normflows", "zuko"], ["nflows"]),
+}
+WITH_PEERS = "test_invert_*.py"
 
 # One call per package and backend that shows a wheel to work on its own.
 SMOKE = {
@@ -81,6 +91,25 @@ SMOKE = {
         assert torch.allclose(ys[0], torch.ones(1, 2).tanh()), ys
         carry.sum().backward()
         assert torch.isfinite(weight.grad).all() and weight.grad.any(), weight.grad
+    """,
+    "feedforward-jax": """
+        import jax.numpy as jnp
+        from parafix.feedforward.jax import solve_causal
+        f = lambda z: jnp.concatenate([jnp.ones(1), 2 * z[:-1]])
+        solution = solve_causal(f, jnp.zeros(5))
+        assert solution.value.tolist() == [1, 2, 4, 8, 16], solution.value
+        assert solution.stats["num_steps"] == 6, solution.stats
+    """,
+    "feedforward-torch": """
+        import torch
+        from parafix.feedforward.torch import solve_causal
+        two = torch.tensor(2.0, requires_grad=True)
+        f = lambda z: torch.cat([torch.ones(1, 1), two * z[:, :-1]], 1)
+        solution = solve_causal(f, torch.zeros(1, 5))
+        assert solution.value.tolist() == [[1, 2, 4, 8, 16]], solution.value
+        assert solution.stats["num_steps"] == 6, solution.stats
+        solution.value[0, -1].backward()
+        assert two.grad == 32, two.grad
     """,
 }
 
@@ -143,6 +172,16 @@ def editable(packages, *extras):
         yield from ("-e", f"./packages/{package}" + (f"[{suffix}]" if suffix else ""))
 
 
+def install_peers(session, *names, constraints=CONSTRAINTS):
+    """Install the libraries that the tests of sessions of these names need."""
+    for name in names:
+        whole, alone = PEERS.get(name, ([], []))
+        if whole:
+            install(session, *whole, constraints=constraints)
+        if alone:
+            install(session, "--no-deps", *alone, constraints=constraints)
+
+
 def scratch(session):
     return pathlib.Path(session.create_tmp()).resolve()
 
@@ -170,6 +209,7 @@ def install_suite(session, package, backend):
     else:
         packages = dict.fromkeys(["core", package])
         install(session, *editable(packages, backend, "demo", "testing"))
+        install_peers(session, name_of(package, backend))
 
 
 def test_paths(package, backend):
@@ -297,6 +337,8 @@ def gpu(session, backend):
     env = {}
     if isinstance(session.virtualenv, nox.virtualenv.PassthroughEnv):
         env["PYTHONPATH"] = os.pathsep.join(source_path(session))
+    # Their peers are not there, and none of their tests is marked.
+    paths.append(f"--ignore-glob=*/{WITH_PEERS}")
     run_marked(session, "gpu", backend, paths, env)
 
 
@@ -354,6 +396,7 @@ def demo_backend(session):
 def bench(session):
     """Side-by-side timings; arguments after `--` go to `python -m benchmarks`."""
     install(session, *editable(PACKAGES, *BACKENDS, "demo"), "jaxopt", "torchdeq")
+    install_peers(session, *PEERS)
     if shutil.which("nvidia-smi"):
         # What pip finds for PyTorch is built for CUDA already.
         peers = ["jax[cuda13]", "triton", "jax-triton", "accelerated-scan"]
@@ -578,6 +621,7 @@ def minimums(session, package, backend):
     if package != "core":
         requirements += oldest_core(package, *extras)
     install(session, *requirements, constraints=OLDEST)
+    install_peers(session, name_of(package, backend), constraints=OLDEST)
     run_tests(session, backend, test_paths(package, backend))
 
 

@@ -11,6 +11,7 @@ from typing import Any
 _VERSIONS = (
     "parafix-core",
     "parafix-deer",
+    "parafix-feedforward",
     "jax",
     "jaxlib",
     "equinox",
@@ -22,6 +23,10 @@ _VERSIONS = (
     "jax-triton",
     "triton",
     "accelerated-scan",
+    "nflows",
+    "normflows",
+    "zuko",
+    "flowjax",
     "optax",
     "seglearn",
     "numpy",

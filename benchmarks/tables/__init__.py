@@ -20,6 +20,8 @@ SUMMARIES = {
     "diagonal-scan-jax": "the same in JAX",
     "windows": "time and sweeps of DEER by the length of its windows",
     "torch-gru": "parafix.deer.torch.GRU beside torch.nn.GRU",
+    "flows": "inverses of autoregressive flows beside nflows, normflows and zuko",
+    "flows-jax": "the same in JAX, beside flowjax",
 }
 
 # `import` is no name for a module.

@@ -15,12 +15,15 @@ import parafix.core.testing.torch as testing_torch
 import parafix.core.torch as core_torch
 import parafix.deer.jax as deer_jax
 import parafix.deer.torch as deer_torch
+import parafix.feedforward.jax as feedforward_jax
+import parafix.feedforward.torch as feedforward_torch
 
 
 MODULES = {
     "core": (core_jax, core_torch),
     "core.testing": (testing_jax, testing_torch),
     "deer": (deer_jax, deer_torch),
+    "feedforward": (feedforward_jax, feedforward_torch),
 }
 
 # Of the public modules: what only one backend has.
@@ -36,6 +39,7 @@ ONLY_JAX = {
         **dict.fromkeys(("multistep", "seq1d", "solve_idae"), RESEARCH),
         "diffeqsolve": "a drop-in for Diffrax, which is a library of JAX",
     },
+    "feedforward": {},
 }
 ONLY_TORCH = {
     "core": {
@@ -63,6 +67,7 @@ ONLY_TORCH = {
             "a solver of Diffrax in JAX",
         ),
     },
+    "feedforward": {},
 }
 
 # Of what both have: parameters that only one has, and other defaults.
@@ -94,11 +99,11 @@ OTHER_DEFAULT = {
 OTHER_ARGUMENTS = {"solve_ivp": "the research code's in JAX, torchdiffeq's in PyTorch"}
 # Abstract classes take arguments where dataclasses hand them on, and an enumeration is
 # made by nobody.
-WITHOUT = ("AbstractIteration", "AbstractSweep", "RESULTS")
+WITHOUT = ("AbstractCausalSweep", "AbstractIteration", "AbstractSweep", "RESULTS")
 
 SHARED = [
     (package, name)
-    for package in ("core", "deer")
+    for package in ("core", "deer", "feedforward")
     for name in MODULES[package][0].__all__
     if name in MODULES[package][1].__all__ and name not in (*WITHOUT, *OTHER_ARGUMENTS)
 ]
@@ -170,7 +175,7 @@ REGISTERED_IN_JAX = {
 }
 
 
-@pytest.mark.parametrize("package", ["core", "deer"])
+@pytest.mark.parametrize("package", ["core", "deer", "feedforward"])
 def test_registered_names(package):
     ours, theirs = (
         {

@@ -1,5 +1,6 @@
 """parafix for JAX: fixed points, chains, affine scans, and what they promise."""
 
+from .._causality import Causality as Causality
 from ._adjoint import (
     AbstractDenseTangent as AbstractDenseTangent,
     ImplicitAdjoint as ImplicitAdjoint,
@@ -9,6 +10,7 @@ from ._adjoint import (
 )
 from ._affine_scan import affine_scan as affine_scan
 from ._attach import attach as attach
+from ._causal import AbstractCausalSweep as AbstractCausalSweep
 from ._chain import Chain as Chain, jacobian as jacobian, Leaf as Leaf
 from ._chain_adjoint import ChainAdjoint as ChainAdjoint
 from ._check import (
@@ -16,6 +18,7 @@ from ._check import (
     checked_tolerance as checked_tolerance,
     default_tolerance as default_tolerance,
 )
+from ._check_causal import check_causal as check_causal
 from ._check_structure import check_structure as check_structure
 from ._damping import AbstractDamping as AbstractDamping
 from ._dense import fixed_point as fixed_point, root_find as root_find
@@ -40,6 +43,7 @@ from ._scan import (
 )
 from ._scan.algebra import compose as compose
 from ._solution import Solution as Solution
+from ._solve_causal import solve_causal as solve_causal
 from ._solve_chain import assess as assess, solve_chain as solve_chain
 from ._solver import as_sweep as as_sweep, Sequential as Sequential
 from ._structure import (
@@ -57,6 +61,7 @@ from ._sweep import AbstractSweep as AbstractSweep
 __all__ = [
     "GMRES",
     "RESULTS",
+    "AbstractCausalSweep",
     "AbstractDamping",
     "AbstractDenseTangent",
     "AbstractFusedScan",
@@ -69,6 +74,7 @@ __all__ = [
     "BlockedScan",
     "Blocks",
     "Broyden",
+    "Causality",
     "Chain",
     "ChainAdjoint",
     "Custom",
@@ -92,6 +98,7 @@ __all__ = [
     "as_sweep",
     "assess",
     "attach",
+    "check_causal",
     "check_structure",
     "checked_count",
     "checked_tolerance",
@@ -100,6 +107,7 @@ __all__ = [
     "fixed_point",
     "jacobian",
     "root_find",
+    "solve_causal",
     "solve_chain",
     "structure_of",
 ]

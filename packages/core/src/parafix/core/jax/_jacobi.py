@@ -1,14 +1,16 @@
 from jaxtyping import ArrayLike
 
+from ._causal import AbstractCausalSweep
 from ._scan import AbstractScan
 from ._sweep import AbstractSweep
 
 
-class Jacobi(AbstractSweep):
+class Jacobi(AbstractSweep, AbstractCausalSweep):
     """Jacobi: `A_t = 0`, so `z' = f(z)`. No Jacobian and no scan.
 
     A sweep is as cheap as it can be; the number of sweeps is the memory length of the
-    chain, whatever `T`.
+    chain, whatever `T`. Of a causal problem it is the length of the longest path of
+    dependences, and one more that confirms.
     """
 
     rtol: ArrayLike
@@ -22,6 +24,10 @@ class Jacobi(AbstractSweep):
     def num_linear(self, size):
         del size
         return 0
+
+    def propose(self, z, f, prefix, memory):
+        del z, prefix
+        return f, memory
 
 
 Jacobi.__init__.__doc__ = """**Arguments:**

@@ -2,7 +2,7 @@ import dataclasses
 import itertools
 import sys
 from collections.abc import Sequence
-from typing import Any, TYPE_CHECKING, TypeVar
+from typing import Any, NamedTuple, TYPE_CHECKING, TypeVar
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -83,10 +83,18 @@ class _Sentences(Sequence[str]):
         return sentence(code, position, self.names[leaf], _GROWTHS[level])
 
 
+class Places(NamedTuple):
+    """What the entries of a problem are called in messages."""
+
+    leaves: tuple["Leaf", ...] = ()
+    offset: int = 0
+    stride: int = 1
+
+
 def fail_if(
     token: _Token,
     result: RESULTS,
-    problem: "Chain",
+    problem: "Chain | Places",
     prefix: IntScalar,
     leaf: IntScalar,
     growth: FloatScalar,

@@ -3,6 +3,7 @@ from typing import Any
 import equinox as eqx
 from jaxtyping import ArrayLike
 
+from ._causal import AbstractCausalSweep
 from ._check import checked_tolerance
 from ._foreign import as_measured, FOREIGN
 from ._iteration import AbstractDense
@@ -33,7 +34,7 @@ def as_solver(solver: Any, rtol: Any, atol: Any, default: ArrayLike = 0.0) -> An
             rtol=checked_tolerance("rtol", rtol, default),
             atol=checked_tolerance("atol", atol, default),
         )
-    if not isinstance(solver, (Sequential, *FOREIGN)):
+    if not isinstance(solver, (Sequential, AbstractCausalSweep, *FOREIGN)):
         raise TypeError(
             "`solver` must be the name of a registered rootfinder or a solver object "
             f"such as `Newton(rtol=..., atol=...)`, got {solver!r}."
@@ -60,12 +61,26 @@ def as_sweep(
     return solver
 
 
+def as_causal(
+    solver: Any, rtol: Any, atol: Any, default: ArrayLike = 0.0
+) -> AbstractCausalSweep | Sequential:
+    """As `as_solver`, for a causal problem."""
+    solver = as_solver(solver, rtol, atol, default)
+    if not isinstance(solver, AbstractCausalSweep | Sequential):
+        raise TypeError(
+            f"{type(solver).__name__} does not solve causal problems, which are known "
+            'by their whole map alone: "jacobi" and "sequential" do. A recurrence that '
+            "has a step is a chain: `solve_chain`."
+        )
+    return solver
+
+
 def as_dense(
     solver: Any, rtol: Any, atol: Any, default: ArrayLike = 0.0
 ) -> AbstractDense:
     """As `as_solver`, for a dense problem."""
     solver = as_solver(solver, rtol, atol, default)
-    if isinstance(solver, AbstractSweep | Sequential):
+    if isinstance(solver, AbstractSweep | AbstractCausalSweep | Sequential):
         raise TypeError(
             f"{type(solver).__name__} solves recurrences; a dense problem needs a "
             'rootfinder for dense problems: "anderson", "broyden", "newton".'

@@ -1,14 +1,16 @@
 import dataclasses
 
+from ._causal import AbstractCausalSweep
 from ._sweep import AbstractSweep
 
 
 @dataclasses.dataclass(frozen=True)
-class Jacobi(AbstractSweep):
+class Jacobi(AbstractSweep, AbstractCausalSweep):
     """Jacobi: `A_t = 0`, so `z' = f(z)`. No Jacobian and no scan.
 
     A sweep is as cheap as it can be; the number of sweeps is the memory length of the
-    chain, whatever `T`.
+    chain, whatever `T`. Of a causal problem it is the length of the longest path of
+    dependences, and one more that confirms.
 
     **Arguments:**
 
@@ -21,3 +23,7 @@ class Jacobi(AbstractSweep):
     def num_linear(self, size):
         del size
         return 0
+
+    def propose(self, z, f, prefix, memory):
+        del z, prefix
+        return f, memory

@@ -3,6 +3,7 @@ from typing import Any
 
 from torch import Tensor
 
+from ._causal import AbstractCausalSweep
 from ._check import checked_tolerance
 from ._iteration import AbstractIteration
 from ._named import named
@@ -32,7 +33,8 @@ def as_solver(solver: Any, rtol: Any, atol: Any, default: Any = 0.0) -> Any:
             rtol=checked_tolerance("rtol", rtol, default),
             atol=checked_tolerance("atol", atol, default),
         )
-    if not isinstance(solver, AbstractIteration | AbstractSweep | Sequential):
+    kinds = AbstractIteration | AbstractSweep | AbstractCausalSweep | Sequential
+    if not isinstance(solver, kinds):
         raise TypeError(
             "`solver` must be the name of a registered rootfinder or a solver object "
             f"such as `Newton(rtol=..., atol=...)`, got {solver!r}."
@@ -55,6 +57,20 @@ def as_sweep(
         raise TypeError(
             f"{type(solver).__name__} solves dense problems; a chain needs a sweep: "
             '"deer", "jacobi" or "sequential".'
+        )
+    return solver
+
+
+def as_causal(
+    solver: Any, rtol: Any, atol: Any, default: Any = 0.0
+) -> AbstractCausalSweep | Sequential:
+    """As `as_solver`, for a causal problem."""
+    solver = as_solver(solver, rtol, atol, default)
+    if not isinstance(solver, AbstractCausalSweep | Sequential):
+        raise TypeError(
+            f"{type(solver).__name__} does not solve causal problems, which are known "
+            'by their whole map alone: "jacobi" and "sequential" do. A recurrence that '
+            "has a step is a chain: `solve_chain`."
         )
     return solver
 
