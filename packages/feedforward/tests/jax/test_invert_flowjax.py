@@ -69,8 +69,7 @@ def forward_of_inverses():
 
 # name -> (how to make it, whether it is conditional, transforms that are solved)
 CASES = {
-    "spline flow": (lambda: spline_flow().bijection.bijection, True, 2),
-    "spline flow from its end": (lambda: fb.Invert(spline_flow().bijection), True, 2),
+    "spline flow": (lambda: fb.Invert(spline_flow().bijection), True, 2),
     "chain": (chain, False, 2),
     "side by side": (side_by_side, False, 2),
     "forward of inverses": (forward_of_inverses, False, 2),

@@ -76,15 +76,16 @@ class CausalSolves:
         result, position = none, none
         for part in reversed(parts):
             failed = part.result != RESULTS.successful
+            place: Any = part.position
             result = torch.where(failed, part.result, result)
-            position = torch.where(failed, part.position, position)
+            position = torch.where(failed, place, position)
         each = {name: torch.stack([p.stats[name] for p in parts]) for name in _STATS}
         stats = {name: getattr(x, _STATS[name])(0) for name, x in each.items()}
         stats = {name: x.reshape(shape) for name, x in stats.items()}
         stats["num_steps_each"] = each["num_steps"].reshape(len(parts), *shape)
         return Solution(x, result.reshape(shape), stats, position.reshape(shape))
 
-    def _nothing(self, x, none, shape):
+    def _nothing(self, x: Tensor, none: Tensor, shape: torch.Size):
         none = none.reshape(shape)
         stats = dict.fromkeys(_STATS, none)
         entries = x.numel() // max(1, none.numel())

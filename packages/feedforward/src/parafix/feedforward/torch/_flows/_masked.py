@@ -20,7 +20,7 @@ from ._stand_in import exchanged, shallow
 
 def with_solves(
     transform: nn.Module, module: str, name: str, solve: Callable[..., Tensor]
-) -> nn.Module:
+) -> Any:
     """`transform` with the inverses of its autoregressive parts solved by `solve`.
 
     `module` and `name` are those of the library's class of such parts.

@@ -1,4 +1,5 @@
 import functools
+from typing import Any
 
 import torch
 from torch import nn, Tensor
@@ -65,7 +66,7 @@ def _parts(transform):
             yield from _parts(part)
 
 
-def _exchanged(transform, solve):
+def _exchanged(transform: Any, solve: Any) -> Any:
     """`transform` with the inverses of its autoregressive parts solved by `solve`."""
     if is_a(transform, *_AUTOREGRESSIVE):
         inverse = functools.partial(_inverse, transform, solve)
