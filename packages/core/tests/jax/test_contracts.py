@@ -243,6 +243,9 @@ class Waiting(AbstractCausalSweep):
     rtol: float
     atol: float
 
+    def init_memory(self, z):
+        return None
+
     def propose(self, z, f, prefix, memory):
         return z, memory
 

@@ -321,6 +321,9 @@ class TestTheSuites:
 class Waiting(AbstractCausalSweep):
     """Changes nothing ahead."""
 
+    def init_memory(self, z):
+        return None
+
     def propose(self, z, f, prefix, memory):
         return z, memory
 
@@ -328,6 +331,9 @@ class Waiting(AbstractCausalSweep):
 @dataclasses.dataclass(frozen=True)
 class Lockstep(AbstractCausalSweep):
     """Waits as long as any sample is not finite."""
+
+    def init_memory(self, z):
+        return None
 
     def propose(self, z, f, prefix, memory):
         return (f if all(x.isfinite().all() for x in f) else z), memory

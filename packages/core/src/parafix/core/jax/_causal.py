@@ -44,6 +44,7 @@ class AbstractCausalSweep(eqx.Module):
         checked_tolerance("rtol", self.rtol, None)
         checked_tolerance("atol", self.atol, None)
 
+    @abc.abstractmethod
     def init_memory(self, z: Entries) -> PyTree:
         """What is remembered from sweep to sweep: a pytree of arrays, or `None`.
 
@@ -51,7 +52,6 @@ class AbstractCausalSweep(eqx.Module):
 
         - `z`: leaves `(N, ...)`, the guess.
         """
-        del z
 
     @abc.abstractmethod
     def propose(

@@ -25,6 +25,9 @@ class Jacobi(AbstractSweep, AbstractCausalSweep):
         del size
         return 0
 
+    def init_memory(self, z):
+        del z
+
     def propose(self, z, f, prefix, memory):
         del z, prefix
         return f, memory

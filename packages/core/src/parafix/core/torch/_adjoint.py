@@ -31,7 +31,7 @@ from ._result import raise_if
 
 
 @dataclasses.dataclass(frozen=True)
-class DenseProblem:
+class AbstractDenseProblem(abc.ABC):
     """A dense problem `z = f(z)` on flat states, and who is to solve it.
 
     **Attributes:**
@@ -57,8 +57,16 @@ class DenseProblem:
         linearised = self.solver.linearises
         return capture(self.fn, z, self.args, self.autocast, self.eps, linearised)
 
+    @abc.abstractmethod
     def iterate(self, fn: Any, linearise: Any, z: Tensor, **options: Any) -> Outcome:
-        """Runs the solver, and raises if it failed and that is asked for."""
+        """The solution from `z`, and what is known of it."""
+
+
+@dataclasses.dataclass(frozen=True)
+class DenseProblem(AbstractDenseProblem):
+    """One that a rootfinder solves, which raises if it failed and that is asked for."""
+
+    def iterate(self, fn: Any, linearise: Any, z: Tensor, **options: Any) -> Outcome:
         outcome = iterate(
             self.solver,
             fn,
@@ -80,8 +88,8 @@ class AbstractAdjoint(abc.ABC):
     def apply(self, problem: Any, z: Any) -> Any:
         """The solution from the guess `z`, and what is known of it.
 
-        A `DenseProblem` with a guess `(B, n)` has an `Outcome`. Chains have an adjoint
-        of their own.
+        An `AbstractDenseProblem` with a guess `(B, n)` has an `Outcome`. Chains have an
+        adjoint of their own.
         """
 
 
@@ -142,7 +150,7 @@ def _plain(problem):
 class _Task:
     """What is solved in one call of `_Solve`."""
 
-    problem: DenseProblem
+    problem: AbstractDenseProblem
     adjoint: AbstractDenseTangent
     map: AbstractClosed
     # The evaluation at the guess, if it has been made; given up when it has been used,

@@ -47,6 +47,7 @@ class AbstractCausalSweep(abc.ABC):
         checked_tolerance("rtol", self.rtol, None)
         checked_tolerance("atol", self.atol, None)
 
+    @abc.abstractmethod
     def init_memory(self, z: Leaves) -> Any:
         """What is remembered from sweep to sweep: a tree of tensors, or `None`.
 
@@ -54,7 +55,6 @@ class AbstractCausalSweep(abc.ABC):
 
         - `z`: leaves `(B, N, ...)`, the guess.
         """
-        del z
 
     @abc.abstractmethod
     def propose(

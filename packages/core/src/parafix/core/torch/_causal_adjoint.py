@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._adjoint import AbstractDenseTangent, DenseProblem
+from ._adjoint import AbstractDenseProblem, AbstractDenseTangent
 from ._capture import Autocast
 from ._iteration import bare, Outcome
 from ._linear import looks
@@ -39,7 +39,7 @@ class _Nilpotent(AbstractDenseTangent):
 
 
 @dataclasses.dataclass(frozen=True)
-class _Solved(DenseProblem):
+class _Solved(AbstractDenseProblem):
     """A problem whose guess is its solution."""
 
     def iterate(self, fn: Any, linearise: Any, z: Tensor, **options: Any) -> Outcome:

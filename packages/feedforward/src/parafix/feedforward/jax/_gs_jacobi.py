@@ -27,6 +27,9 @@ class GSJacobi(AbstractCausalSweep):
     def __check_init__(self):
         checked_count("window", self.window)
 
+    def init_memory(self, z):
+        del z
+
     def propose(self, z, f, prefix, memory):
         count = count_of(z)
         window = even(self.window, count)

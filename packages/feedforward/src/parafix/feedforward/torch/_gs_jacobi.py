@@ -38,6 +38,9 @@ class GSJacobi(AbstractCausalSweep):
         super().__post_init__()
         checked_count("window", self.window)
 
+    def init_memory(self, z):
+        del z
+
     def propose(self, z, f, prefix, memory):
         count = count_of(z)
         window = even(self.window, count)

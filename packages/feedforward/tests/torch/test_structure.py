@@ -1,0 +1,10 @@
+from parafix.core.testing import classes_of, structure_faults
+from parafix.feedforward.torch import GSJacobi
+
+
+def test_every_class_is_abstract_or_final():
+    assert structure_faults("parafix.feedforward.torch") == []
+
+
+def test_the_classes_are_found():
+    assert GSJacobi in classes_of("parafix.feedforward.torch")
