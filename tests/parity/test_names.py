@@ -151,7 +151,7 @@ REGISTERED_IN_JAX = {
 }
 
 
-@pytest.mark.parametrize("package", ["core", "deer"])
+@pytest.mark.parametrize("package", ["core", "deer", "feedforward"])
 def test_registered_names(package):
     ours, theirs = (
         {

@@ -147,6 +147,42 @@ def test_an_overflow_ahead_does_no_harm():
     assert_identical(solve_causal(f, start).value, solution.value)
 
 
+def _overflowing_inside(z):
+    # From zero to 800 in a sweep, and with the first entry to 0: but exp(800) times a
+    # masked zero is NaN in all entries.
+    first = jnp.arange(COUNT) == 0
+    mixed = jnp.where(MASK, 1e-3, 0) @ jnp.exp(z)
+    return jnp.where(first, 1.0, 800 * (1 - z[0])) + mixed
+
+
+def test_an_overflow_inside_of_the_function_does_no_harm():
+    start = jnp.zeros(COUNT)
+    solution = solve_causal(_overflowing_inside, start, check=False)
+    expected = solve_causal(
+        _overflowing_inside, start, solver="sequential", check=False
+    )
+    assert jnp.isfinite(expected.value).all()
+    assert_identical(solution.value, expected.value)
+    assert solution.stats["num_steps"] <= COUNT + 1
+
+
+@pytest.mark.parametrize("spots", [(0,), (3, 4, 11), (16,), tuple(range(17))])
+def test_many_nan_take_no_more_sweeps(spots):
+    # Entries that do not see them remain finite, and are ahead when they are accepted.
+    noise = NOISE[:, 0].at[np.array(spots)].set(jnp.nan)
+    starts = jnp.arange(COUNT) % 5 == 0
+
+    def f(z):
+        before = jnp.concatenate([jnp.zeros(1), z[:-1]])
+        return jnp.where(starts, 0.0, jnp.sin(before)) + noise
+
+    solution = solve_causal(f, jnp.ones(COUNT), throw=False)
+    expected = solve_causal(f, jnp.ones(COUNT), solver="sequential", throw=False)
+    assert_identical(solution.value, expected.value)
+    assert solution.result == RESULTS.nonfinite
+    assert solution.stats["num_steps"] <= COUNT + 1
+
+
 def test_tokens_and_trees():
     table = jax.random.randint(jax.random.key(5), (COUNT, 7), 0, 7)
     bias = jax.random.normal(jax.random.key(6), (COUNT,))
@@ -168,6 +204,29 @@ def test_tokens_and_trees():
     for i in range(COUNT):
         token = int(table[i, token])
         assert solution.value[0][i] == token
+
+
+def test_leaves_that_are_reached_by_others_alone():
+    # `angle` of the weight by way of `score`, and in another dtype.
+    def f(weight, z):
+        angle, score = z
+        before = lambda x: jnp.concatenate([jnp.ones_like(x[:1]), x[:-1]])
+        turned = lax.complex(jnp.zeros(COUNT), before(angle).astype(float))
+        new = weight * before(score) * jnp.exp(turned)
+        return jnp.sin(before(score).real).astype(angle.dtype), new
+
+    start = (jnp.zeros(COUNT, jnp.float32), jnp.zeros(COUNT, complex))
+
+    def loss(weight):
+        value = solve_causal(ft.partial(f, weight), start).value
+        return value[0].astype(float).sum() + (value[1] * (1 - 2j)).real.sum()
+
+    weight = jnp.array(0.7)
+    expected = (loss(weight + 1e-4) - loss(weight - 1e-4)) / 2e-4
+    _, tangent = jax.jvp(loss, (weight,), (jnp.array(1.0),))
+    for found in (jax.grad(loss)(weight), tangent):
+        np.testing.assert_allclose(found, expected, 1e-2)
+    np.testing.assert_allclose(jax.grad(loss)(weight), tangent, 1e-6)
 
 
 def test_modes():
@@ -224,6 +283,44 @@ def test_the_answer_is_right_whatever_a_sweep_proposes(seed):
     solution = solved(WEIGHTS, NOISE, jnp.zeros((COUNT, SIZE)), solver)
     assert_identical(solution.value, expected.value)
     assert solution.stats["num_steps"] == COUNT + 1
+
+
+def test_a_tolerance_holds_for_what_is_returned():
+    exact = solved(WEIGHTS, NOISE, jnp.zeros((COUNT, SIZE))).value
+    solver = _Wild(1e-6, 1e-6, jax.random.key(0))
+    solution = solved(WEIGHTS, NOISE, exact + 1e-9, solver, mode="tolerance")
+    assert_close(solution.value, exact, 1e-8)
+
+
+def test_as_many_sweeps_as_entries_are_enough():
+    solver = _Wild(1e-9, 1e-9, jax.random.key(0))
+    short = solved(WEIGHTS, NOISE, jnp.zeros((COUNT, SIZE)), solver, max_steps=COUNT)
+    expected = solved(WEIGHTS, NOISE, jnp.zeros((COUNT, SIZE)))
+    assert_identical(short.value, expected.value)
+    assert short.result == RESULTS.successful
+
+
+def test_the_finest_leaf_sets_the_tolerance():
+    def f(z):
+        coarse, fine = z
+        before = jnp.concatenate([jnp.ones(1), fine[:-1]])
+        return (coarse / 2 * 0 + 1).astype(coarse.dtype), 0.5 * before
+
+    start = (jnp.ones(30, jnp.bfloat16), jnp.zeros(30))
+    fine = solve_causal(f, start, mode="tolerance").value[1]
+    assert_close(fine, 0.5 ** jnp.arange(1, 31.0), 1e-11)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
+def test_half_precision(dtype):
+    weights, noise = WEIGHTS.astype(dtype), NOISE.astype(dtype)
+    zeros = jnp.zeros_like(noise)
+    for options in ({}, {"mode": "tolerance"}):
+        solution = solved(weights, noise, zeros, **options)
+        assert solution.value.dtype == dtype
+        assert solution.result == RESULTS.successful
+    expected = solved(weights, noise, zeros, "sequential")
+    assert_identical(solved(weights, noise, zeros).value, expected.value)
 
 
 def test_what_is_not_causal_is_seen():

@@ -6,6 +6,7 @@ import optimistix as optx
 import pytest
 
 from parafix.core.jax import (
+    AbstractCausalSweep,
     AbstractIteration,
     AbstractScan,
     Anderson,
@@ -14,6 +15,7 @@ from parafix.core.jax import (
     Broyden,
     FixedPoint,
     ImplicitAdjoint,
+    Jacobi,
     Newton,
     NewtonKrylov,
     OneStepAdjoint,
@@ -23,6 +25,7 @@ from parafix.core.jax import (
 )
 from parafix.core.testing.jax import (
     AdjointContract,
+    CausalContract,
     RootFinderContract,
     ScanContract,
     zoo_names,
@@ -89,6 +92,13 @@ class TestLevenbergMarquardt(RootFinderContract):
 
     def make(self, rtol, atol):
         return optx.LevenbergMarquardt(rtol, atol)
+
+
+class TestJacobi(CausalContract):
+    takes_depth = True
+
+    def make(self, rtol, atol):
+        return Jacobi(rtol, atol)
 
 
 class TestSequentialScan(ScanContract):
@@ -217,6 +227,24 @@ class TestTheSuites:
 
         with pytest.raises(AssertionError, match="1000"):
             Contract().test_units_do_not_matter()
+
+    def test_a_sweep_that_takes_more_than_it_says(self):
+        class Contract(TestJacobi):
+            def make(self, rtol, atol):
+                return Waiting(rtol, atol)
+
+        with pytest.raises(AssertionError):
+            Contract().test_bits_are_those_of_the_sequential_program("chain")
+
+
+class Waiting(AbstractCausalSweep):
+    """Changes nothing ahead."""
+
+    rtol: float
+    atol: float
+
+    def propose(self, z, f, prefix, memory):
+        return z, memory
 
 
 class Absolute(AbstractIteration):

@@ -180,6 +180,45 @@ def test_an_overflow_ahead_does_no_harm():
     assert_identical(solve_causal(f, start).value, solution.value)
 
 
+def _overflowing_inside(z):
+    # From zero to 800 in a sweep, and with the first entry to 0: but exp(800) times a
+    # masked zero is NaN in all entries.
+    first = torch.arange(COUNT) == 0
+    mixed = (torch.where(MASK, 1e-3, 0.0).double() * torch.exp(z)[:, None]).sum(2)
+    return torch.where(first, 1.0, 800 * (1 - z[:, :1])) + mixed
+
+
+def test_an_overflow_inside_of_the_function_does_no_harm():
+    start = torch.zeros(2, COUNT, dtype=torch.float64)
+    solution = solve_causal(_overflowing_inside, start, check=False)
+    expected = solve_causal(
+        _overflowing_inside, start, solver="sequential", check=False
+    )
+    assert torch.isfinite(expected.value).all()
+    assert_identical(solution.value, expected.value)
+    assert (solution.stats["num_steps"] <= COUNT + 1).all()
+
+
+@pytest.mark.parametrize("spots", [(0,), (3, 4, 11), (16,), tuple(range(17))])
+def test_many_nan_take_no_more_sweeps(spots):
+    # Entries that do not see them remain finite, and are ahead when they are accepted.
+    noise = NOISE[:, :, 0].clone()
+    noise[0, list(spots)] = torch.nan
+    starts = torch.arange(COUNT) % 5 == 0
+
+    def f(z):
+        return torch.where(starts, 0.0, torch.sin(before(z))) + noise
+
+    ones = torch.ones_like(noise)
+    solution = solve_causal(f, ones, throw=False)
+    expected = solve_causal(f, ones, solver="sequential", throw=False)
+    assert_identical(solution.value, expected.value)
+    nonfinite = solution.result == RESULTS.nonfinite
+    assert nonfinite.tolist() == [True, False, False]
+    assert (solution.stats["num_steps"] <= COUNT + 1).all()
+    assert (solution.stats["num_steps"][1:] == 6).all()
+
+
 def test_tokens_and_trees():
     table = torch.as_tensor(np.random.default_rng(5).integers(0, 7, (COUNT, 7)))
     bias = drawn(6, COUNT)
@@ -274,6 +313,43 @@ def test_the_answer_is_right_whatever_a_sweep_proposes(seed):
     solution = solved(WEIGHTS, NOISE, ZEROS, _Wild(1e-9, 1e-9, seed))
     assert_identical(solution.value, expected.value)
     assert (solution.stats["num_steps"] == COUNT + 1).all()
+
+
+def test_a_tolerance_holds_for_what_is_returned():
+    exact = solved(WEIGHTS, NOISE, ZEROS).value
+    solver = _Wild(1e-6, 1e-6)
+    solution = solved(WEIGHTS, NOISE, exact + 1e-9, solver, mode="tolerance")
+    assert_close(solution.value, exact, 1e-8)
+
+
+def test_as_many_sweeps_as_entries_are_enough():
+    short = solved(WEIGHTS, NOISE, ZEROS, _Wild(1e-9, 1e-9), max_steps=COUNT)
+    assert_identical(short.value, solved(WEIGHTS, NOISE, ZEROS).value)
+    assert (short.result == RESULTS.successful).all()
+
+
+def test_the_finest_leaf_sets_the_tolerance():
+    def f(z):
+        coarse, fine = z
+        shifted = torch.cat([torch.ones_like(fine[:, :1]), fine[:, :-1]], 1)
+        return 0 * coarse + 1, 0.5 * shifted
+
+    start = (torch.ones(1, 30, dtype=torch.bfloat16), torch.zeros(1, 30).double())
+    fine = solve_causal(f, start, mode="tolerance").value[1]
+    expected = 0.5 ** torch.arange(1, 31, dtype=torch.float64)
+    assert_close(fine[0], expected, 1e-11)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision(dtype):
+    weights, noise = WEIGHTS.to(dtype), NOISE.to(dtype)
+    zeros = torch.zeros_like(noise)
+    for options in ({}, {"mode": "tolerance"}):
+        solution = solved(weights, noise, zeros, **options)
+        assert solution.value.dtype == dtype
+        assert (solution.result == RESULTS.successful).all()
+    expected = solved(weights, noise, zeros, "sequential")
+    assert_identical(solved(weights, noise, zeros).value, expected.value)
 
 
 def test_what_is_not_causal_is_seen():

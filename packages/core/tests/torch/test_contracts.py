@@ -7,11 +7,13 @@ import torch
 
 from parafix.core.testing.torch import (
     AdjointContract,
+    CausalContract,
     RootFinderContract,
     ScanContract,
     zoo_names,
 )
 from parafix.core.torch import (
+    AbstractCausalSweep,
     AbstractFusedScan,
     AbstractIteration,
     AbstractScan,
@@ -23,6 +25,7 @@ from parafix.core.torch import (
     FixedPoint,
     GMRES,
     ImplicitAdjoint,
+    Jacobi,
     LU,
     Newton,
     NewtonKrylov,
@@ -72,6 +75,13 @@ class TestNewtonWithoutMatrices(RootFinderContract):
 class TestNewtonKrylov(RootFinderContract):
     def make(self, rtol, atol):
         return NewtonKrylov(rtol, atol)
+
+
+class TestJacobi(CausalContract):
+    takes_depth = True
+
+    def make(self, rtol, atol):
+        return Jacobi(rtol, atol)
 
 
 class TestSequentialScan(ScanContract):
@@ -289,6 +299,38 @@ class TestTheSuites:
 
         with pytest.raises(AssertionError):
             Contract().test_neighbours_do_not_matter()
+
+    def test_a_sweep_that_takes_more_than_it_says(self):
+        class Contract(TestJacobi):
+            def make(self, rtol, atol):
+                return Waiting(rtol, atol)
+
+        with pytest.raises(AssertionError):
+            Contract().test_bits_are_those_of_the_sequential_program("chain")
+
+    def test_a_sweep_that_mixes_samples(self):
+        class Contract(TestJacobi):
+            def make(self, rtol, atol):
+                return Lockstep(rtol, atol)
+
+        with pytest.raises(AssertionError):
+            Contract().test_what_a_sample_holds_is_its_own_business()
+
+
+@dataclasses.dataclass(frozen=True)
+class Waiting(AbstractCausalSweep):
+    """Changes nothing ahead."""
+
+    def propose(self, z, f, prefix, memory):
+        return z, memory
+
+
+@dataclasses.dataclass(frozen=True)
+class Lockstep(AbstractCausalSweep):
+    """Waits as long as any sample is not finite."""
+
+    def propose(self, z, f, prefix, memory):
+        return (f if all(x.isfinite().all() for x in f) else z), memory
 
 
 @dataclasses.dataclass(frozen=True)

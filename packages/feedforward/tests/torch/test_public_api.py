@@ -10,6 +10,9 @@ def test_names():
     assert parafix.feedforward.torch.__all__ == [
         "AbstractFlowAdapter",
         "Causality",
+        "GSJacobi",
+        "JacobiGS",
+        "TriangularAnderson",
         "check_causal",
         "invert",
         "register_flow_adapter",

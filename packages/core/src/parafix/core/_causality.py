@@ -67,8 +67,10 @@ def cuts(length: int, number: int, draw: Any) -> list[int]:
     ends = [0, length - 1][: min(number, length)]
     between = range(1, length - 1)
     count = min(number - len(ends), len(between))
-    more = draw.choice(len(between), max(count, 0), replace=False) if count > 0 else []
-    return sorted({*ends, *(between[int(i)] for i in more)})
+    if count > 0:
+        drawn: list[int] = draw.choice(len(between), count, replace=False).tolist()
+        ends += [between[i] for i in drawn]
+    return sorted({*ends})
 
 
 def look(

@@ -28,7 +28,10 @@ class AbstractCausalSweep(eqx.Module):
       later one up to the first that differs from that of `z`. That is the certified
       prefix; it grows in every sweep, and is never written again.
     - What is not finite beyond it is replaced by the guess, so that an overflow ahead
-      cannot reach the prefix by way of a product with zero.
+      cannot reach the prefix by way of a product with zero. Where `f` overflows inside,
+      at a finite iterate, and the next entry comes out as NaN or infinite, it is not
+      accepted before it has come out so with the guess in all entries ahead, which is
+      what the sequential program evaluates.
     - Two sweeps that agree in all entries prove the solution.
     """
 
@@ -76,6 +79,8 @@ class CausalState(eqx.Module):
     memory: PyTree
     prefix: IntScalar
     num_steps: IntScalar
+    # Whether what is beyond the prefix is the guess.
+    clean: BoolScalar
     # Of the iterate that was evaluated last, before it was rewritten.
     residual: FloatScalar
     proven: BoolScalar
@@ -109,34 +114,46 @@ def sweep_until(
     def body(state):
         # By itself: fused with what follows, its rounding could be another.
         f = lax.optimization_barrier(fn(lax.optimization_barrier(state.z)))
-        equal = same(state.z, f)
+        equal, sound = same(state.z, f), all_finite(f)
         far = distance(state.z, f, solver.rtol, solver.atol)
         final = index < state.prefix
-        changed = ~equal if exact else ~(far <= 1)
+        changed = sound & (~equal if exact else ~(far <= 1))
         # A NaN in the prefix may well reach what it has no business with.
         contradicted = (final & changed).any() & all_finite(state.z).all()
-        first = jnp.min(jnp.where(final | equal, length, index))
-        prefix = jnp.minimum(first + 1, length)
-        ahead, memory = solver.propose(state.z, f, prefix, state.memory)
-        ahead = chosen(all_finite(ahead), ahead, guess)
-        z = chosen(index < prefix, f, ahead)
         far = jnp.where(final | equal, 0, far)
+        close = (far <= 1).all()
+        num_steps = state.num_steps + 1
+        first = jnp.min(jnp.where(final | equal, length, index))
+        accepted = state.clean | (sound | (index != first)).all()
+        # What is returned is what was measured.
+        stops = jnp.array(False) if exact else close
+        grows = accepted & ~stops
+        prefix = jnp.minimum(jnp.where(grows, first + 1, first), length)
+        ahead, memory = solver.propose(state.z, f, prefix, state.memory)
+        # From the guess one entry at least is accepted. So after `k` sweeps there are
+        # `k - 1`, and `N + 1` sweeps are enough however often one is in vain.
+        clean = ~accepted | (prefix < num_steps)
+        ahead = chosen(all_finite(ahead) & ~clean, ahead, guess)
+        z = chosen(index < prefix, f, ahead)
+        z = chosen(final | stops, state.z, z)
         return CausalState(
-            chosen(final, state.z, z),
+            z,
             memory,
             prefix,
-            state.num_steps + 1,
+            num_steps,
+            clean,
             far.max(),
             first == length,
-            (far <= 1).all(),
+            close,
             contradicted,
         )
 
     no, none = jnp.array(False), jnp.array(0)
+    yes = jnp.array(True)
     dtype = distance(guess, guess, solver.rtol, solver.atol).dtype
     unknown = jnp.full((), jnp.inf, dtype)
     memory = solver.init_memory(guess)
-    state = CausalState(guess, memory, none, none, unknown, no, no, no)
+    state = CausalState(guess, memory, none, none, yes, unknown, no, no, no)
     return lax.while_loop(unfinished, body, state)
 
 

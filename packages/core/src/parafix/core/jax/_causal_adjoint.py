@@ -7,12 +7,12 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import PyTree
+from jaxtyping import Array, Float, PyTree
 
-from ._entries import count_of, Entries, is_float, same
+from ._entries import Entries, flattened, is_float, same, unflattened
 
 
-_Map = Callable[[Entries], Entries]
+_Flat = Float[Array, "N n"]
 
 
 # The derivative of `z = f(z)` is the causal problem `t = J t + b`, and its transpose is
@@ -43,21 +43,25 @@ def _solved_jvp(primals, tangents):
     def image(fn, floats):
         return eqx.filter(fn(eqx.combine(floats, others)), is_float)
 
+    b = jax.tree.map(jnp.zeros_like, floats)
     if jax.tree.leaves(t_fn):
-        _, b = eqx.filter_jvp(lambda fn: image(fn, floats), (fn,), (t_fn,))
-    else:
-        b = jax.tree.map(jnp.zeros_like, floats)
+        _, found = eqx.filter_jvp(lambda fn: image(fn, floats), (fn,), (t_fn,))
+        # A leaf that none of it reaches directly has no tangent.
+        b = eqx.combine(found, b)
     _, jvp = jax.linearize(lambda floats: image(fn, floats), floats)
-    t = nilpotent_solve(jvp, b)
+    # One array, for `custom_linear_solve` transposes only what is linear in all of its
+    # right-hand side, and a leaf of zeros is not.
+    product = lambda t: flattened(jvp(unflattened(t, floats)))
+    t = unflattened(nilpotent_solve(product, flattened(b)), floats)
     # What is not a number has no tangent.
     t = jax.tree.map(lambda x, t: jnp.where(x == x, t, jnp.nan), floats, t)
     return (z, rest), (eqx.combine(t, t_others), t_rest)
 
 
-def nilpotent_solve(product: _Map, b: Entries) -> Entries:
+def nilpotent_solve(product: Callable[[_Flat], _Flat], b: _Flat) -> _Flat:
     """`t` with `t = product(t) + b`, where some power of the linear product is zero.
 
-    Leaves `(N, ...)`; `N` products at most. Right to every order, and transposable.
+    `N` products at most. Right to every order, and transposable.
     """
 
     def solve(matvec, b):
@@ -69,22 +73,17 @@ def nilpotent_solve(product: _Map, b: Entries) -> Entries:
         transposed = jax.linear_transpose(product, b)
         return _iterated(lambda t: transposed(t)[0], b)
 
-    def matvec(t):
-        return jax.tree.map(jnp.subtract, t, product(t))
-
-    return lax.custom_linear_solve(matvec, b, solve, transpose_solve)
+    return lax.custom_linear_solve(lambda t: t - product(t), b, solve, transpose_solve)
 
 
 def _iterated(product, b):
-    length = count_of(b)
-
     def moving(carry):
         _, moves, count = carry
-        return moves & (count < length)
+        return moves & (count < len(b))
 
     def body(carry):
         t, _, count = carry
-        new = jax.tree.map(jnp.add, product(t), b)
+        new = product(t) + b
         return new, ~same(t, new).all(), count + 1
 
     return lax.while_loop(moving, body, (b, jnp.array(True), jnp.array(0)))[0]

@@ -1,7 +1,10 @@
 """Pytrees whose leaves have the entries of a causal problem as their first axis."""
 
+import math
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, ArrayLike, Bool, Float, PyTree, Shaped
 
 from ._measure import ratio
@@ -17,7 +20,7 @@ def count_of(z: Entries) -> int:
 
 def by_entry(x: Array) -> Array:
     """`x` with all axes after the first as one."""
-    return x.reshape(x.shape[0], -1)
+    return x.reshape(x.shape[0], math.prod(x.shape[1:]))
 
 
 def is_float(x: Array) -> bool:
@@ -81,3 +84,26 @@ def chosen(where: Bool[Array, " N"], a: Entries, b: Entries) -> Entries:
         return jnp.where(jnp.expand_dims(where, tuple(range(1, x.ndim))), x, y)
 
     return jax.tree.map(choose, a, b)
+
+
+def flattened(z: Entries) -> Float[Array, "N n"]:
+    """All real numbers of an entry of floats in a row, as the widest dtype."""
+    parts = []
+    for x in map(by_entry, jax.tree.leaves(z)):
+        parts += [x.real, x.imag] if jnp.iscomplexobj(x) else [x]
+    dtype = max((x.dtype for x in parts), key=lambda dtype: dtype.itemsize)
+    return jnp.concatenate([x.astype(dtype) for x in parts], 1)
+
+
+def unflattened(flat: Float[Array, "N n"], like: Entries) -> Entries:
+    """The inverse of `flattened`, with the shapes and dtypes of `like`."""
+    leaves, treedef = jax.tree.flatten(like)
+    counts = [2 if jnp.iscomplexobj(x) else 1 for x in leaves]
+    sizes = [by_entry(x).shape[1] for x in leaves]
+    parts = iter(jnp.split(flat, np.cumsum(np.repeat(sizes, counts))[:-1], 1))
+    found = []
+    for x, count in zip(leaves, counts, strict=True):
+        numbers = [next(parts).astype(x.real.dtype) for _ in range(count)]
+        y = jax.lax.complex(*numbers) if count == 2 else numbers[0]
+        found.append(y.reshape(x.shape))
+    return jax.tree.unflatten(treedef, found)

@@ -67,17 +67,20 @@ def solve_causal(
         `f(z)` in every pass.
     - `mode`: when to stop. `"exact"`: when two sweeps agree bit for bit, which proves
         that the answer is that of `"sequential"`. `"tolerance"`: when they agree to
-        within tolerance; the rest of the wave, if there is one, is given up, and
-        `stats["exact_prefix"]` says from where. `"budget"`: after `max_steps` sweeps at
-        the latest, whatever has been reached; it never raises for that.
-    - `rtol`, `atol`: of floats; `eps^(3/4)` of the dtype by default. With `"exact"`
-        they are only the unit of `stats["residual"]`.
+        within tolerance; the first of the two is returned, whose residual that is. The
+        rest of the wave, if there is one, is given up, and `stats["exact_prefix"]` says
+        from where. `"budget"`: after `max_steps` sweeps at the latest, whatever has
+        been reached; it never raises for that.
+    - `rtol`, `atol`: of floats; `eps^(3/4)` of the dtype by default, of the finest if
+        there are several. With `"exact"` they are only the unit of `stats["residual"]`.
     - `max_steps`: at most this many sweeps, each of which evaluates `f` once; `N + 1`,
-        which always is enough, by default. `"budget"` needs one.
+        which always is enough, by default. `"budget"` needs one. `N` bring all entries,
+        and one more confirms them.
     - `throw`: whether a failure raises, also under `jit` and when only a gradient is
         asked for.
     - `check`: whether to look first if `f` is causal and deterministic, by
-        [`parafix.core.jax.check_causal`][] on a few cuts, where the call is not traced.
+        [`parafix.core.jax.check_causal`][] on four cuts, where the call is not traced.
+        That costs seven evaluations.
 
     **Returns:**
 
@@ -172,7 +175,9 @@ class _Task(eqx.Module):
 def _in_sweeps(fn, z0, solver, mode, max_steps):
     count = count_of(z0)
     state = sweep_until(fn, z0, solver, max_steps, exact=mode == "exact")
-    ended = state.proven if mode == "exact" else state.proven | state.close
+    # The last sweep may have brought the last entry; another would confirm it.
+    ended = state.proven | (state.prefix == count)
+    ended = ended if mode == "exact" else ended | state.close
     result = RESULTS.max_steps_reached
     for flag, meaning in (
         (ended, RESULTS.successful),
@@ -214,7 +219,7 @@ def _first_bad(z, position):
 
 def _tolerance(z0):
     floats = [x.real.dtype for x in jax.tree.leaves(z0) if is_float(x)]
-    return max(map(default_tolerance, floats), default=0.0)
+    return min(map(default_tolerance, floats), default=0.0)
 
 
 def _checked_entries(z0):

@@ -24,7 +24,10 @@ class AbstractCausalSweep(abc.ABC):
       later one up to the first that differs from that of `z`. That is the certified
       prefix; it grows in every sweep, and is never written again.
     - What is not finite beyond it is replaced by the guess, so that an overflow ahead
-      cannot reach the prefix by way of a product with zero.
+      cannot reach the prefix by way of a product with zero. Where `f` overflows inside,
+      at a finite iterate, and the next entry comes out as NaN or infinite, it is not
+      accepted before it has come out so with the guess in all entries ahead, which is
+      what the sequential program evaluates.
     - Two sweeps that agree in all entries prove the solution.
 
     Every sample of a batch stops by itself, and the others change no bit of it.
@@ -79,6 +82,8 @@ class CausalState:
     z: tuple[Tensor, ...]
     prefix: Tensor
     num_steps: Tensor
+    # Whether what is beyond the prefix is the guess.
+    clean: Tensor
     # Of the iterate that was evaluated last, before it was rewritten; infinite where an
     # exact solve found a contradiction.
     residual: Tensor
@@ -108,14 +113,13 @@ def sweep_until(
     none = torch.zeros(samples, dtype=torch.int64, device=index.device)
     no = torch.zeros_like(none, dtype=torch.bool)
     unknown = torch.full_like(distance(z, z, 1.0, 1.0)[:, 0], torch.inf)
-    state = CausalState(z, none, none, unknown, no, no, no)
-    # `active` samples go on; of `whole` ones all entries are finite.
-    active = whole = ~no
+    state = CausalState(z, none, none, ~no, unknown, no, no, no)
+    active = ~no
     for step in range(max_steps):
         z = state.z
         # A tensor that `f` may work on in place.
         f = fn([x.clone() for x in z])
-        equal = same(z, f)
+        equal, sound = same(z, f), all_finite(f)
         final = index < state.prefix[:, None]
         changed, agreed = ~equal, final | equal
         # Where all agree there is no distance, and an exact solve that goes on has no
@@ -125,25 +129,36 @@ def sweep_until(
             apart = distance(z, f, solver.rtol, solver.atol)
             far = torch.where(agreed, 0, apart).amax(1)
             changed = changed if exact else ~(apart <= 1)
-        # A NaN in the prefix may well reach what it has no business with.
-        contradicted = (final & changed).any(1) & whole
+        contradicted = (final & sound & changed).any(1)
+        if not looks(step, index.device) or bool(bare(contradicted).any()):
+            # A NaN in the prefix may well reach what it has no business with.
+            contradicted = contradicted & all_finite(z).all(1)
+        close = far <= 1
+        num_steps = state.num_steps + 1
         first = torch.where(agreed, length, index).amin(1)
-        prefix = (first + 1).clamp(max=length)
+        accepted = state.clean | (sound | (index != first[:, None])).all(1)
+        # What is returned is what was measured.
+        stops = torch.zeros_like(close) if exact else close
+        prefix = (first + (accepted & ~stops)).clamp(max=length)
         inside = index < prefix[:, None]
         ahead, memory = solver.propose(z, f, prefix, memory)
-        if ahead is not f:
-            ahead = chosen(inside, f, ahead)
-        finite = all_finite(ahead)
-        ahead = chosen(inside | finite, ahead, guess)
-        new = chosen(final | ~active[:, None], z, ahead)
-        whole = whole & (finite | ~inside).all(1)
+        # From the guess one entry at least is accepted. So after `k` sweeps there are
+        # `k - 1`, and `N + 1` sweeps are enough however often one is in vain.
+        clean = ~accepted | (prefix < num_steps)
+        if ahead is f:
+            new = chosen(inside | (sound & ~clean[:, None]), f, guess)
+        else:
+            ahead = chosen(all_finite(ahead) & ~clean[:, None], ahead, guess)
+            new = chosen(inside, f, ahead)
+        new = chosen(final | (stops | ~active)[:, None], z, new)
         found = CausalState(
             new,
             prefix,
-            state.num_steps + 1,
+            num_steps,
+            clean,
             far,
             first == length,
-            far <= 1,
+            close,
             contradicted,
         )
         state = _where(active, found, state)

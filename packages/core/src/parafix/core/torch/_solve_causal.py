@@ -67,16 +67,19 @@ def solve_causal(
         `f(z)` in every pass.
     - `mode`: when to stop. `"exact"`: when two sweeps agree bit for bit, which proves
         that the answer is that of `"sequential"`. `"tolerance"`: when they agree to
-        within tolerance; the rest of the wave, if there is one, is given up, and
-        `stats["exact_prefix"]` says from where. `"budget"`: after `max_steps` sweeps at
-        the latest, whatever has been reached; it never raises for that.
-    - `rtol`, `atol`: of floats; `eps^(3/4)` of the dtype by default. With `"exact"`
-        they are only the unit of `stats["residual"]`.
+        within tolerance; the first of the two is returned, whose residual that is. The
+        rest of the wave, if there is one, is given up, and `stats["exact_prefix"]` says
+        from where. `"budget"`: after `max_steps` sweeps at the latest, whatever has
+        been reached; it never raises for that.
+    - `rtol`, `atol`: of floats; `eps^(3/4)` of the dtype by default, of the finest if
+        there are several. With `"exact"` they are only the unit of `stats["residual"]`.
     - `max_steps`: at most this many sweeps, each of which evaluates `f` once; `N + 1`,
-        which always is enough, by default. `"budget"` needs one.
+        which always is enough, by default. `"budget"` needs one. `N` bring all entries,
+        and one more confirms them.
     - `throw`: whether a failure raises. On a GPU, the host then waits for the result.
     - `check`: whether to look first if `f` is causal and deterministic, by
-        [`parafix.core.torch.check_causal`][] on a few cuts. Not under `torch.func`.
+        [`parafix.core.torch.check_causal`][] on four cuts, which costs seven
+        evaluations; on a GPU, the host waits for them. Not under `torch.func`.
 
     **Returns:**
 
@@ -148,7 +151,7 @@ def _solve(f, z0, solver, mode, rtol, atol, max_steps, throw, check):
         if mode == "budget":
             within = result == RESULTS.max_steps_reached
             raised = torch.where(within, RESULTS.successful, result)
-        raise_if(*map(bare, (raised, position, leaf)), names)
+        raise_if(bare(raised), bare(position), bare(leaf), names)
     if is_recorded():
         z = _attached(image, z, count)
     value = z[0] if single else tuple(z)
@@ -158,7 +161,9 @@ def _solve(f, z0, solver, mode, rtol, atol, max_steps, throw, check):
 def _in_sweeps(image, leaves, solver, mode, max_steps):
     exact = mode == "exact"
     state = sweep_until(image, leaves, solver, max_steps, exact=exact)
-    ended = state.proven if exact else state.proven | state.close
+    # The last sweep may have brought the last entry; another would confirm it.
+    ended = state.proven | (state.prefix == leaves[0].shape[1])
+    ended = ended if exact else ended | state.close
     nonfinite = ended & ~all_finite(state.z).all(1)
     result = torch.where(ended, RESULTS.successful, RESULTS.max_steps_reached)
     result = torch.where(nonfinite, RESULTS.nonfinite, result)
@@ -228,7 +233,7 @@ def _first_leaf(z, position):
 
 def _tolerance(leaves):
     floats = [x.dtype for x in leaves if is_float(x)]
-    return max(map(default_tolerance, floats), default=0.0)
+    return min(map(default_tolerance, floats), default=0.0)
 
 
 def _checked_entries(z0):

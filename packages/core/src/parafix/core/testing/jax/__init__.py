@@ -7,6 +7,13 @@ they look at more digits than float32 has.
 """
 
 from ._adjoint_contract import AdjointContract as AdjointContract
+from ._causal_contract import CausalContract as CausalContract
+from ._causal_zoo import (
+    causal_zoo as causal_zoo,
+    causal_zoo_names as causal_zoo_names,
+    CausalProblem as CausalProblem,
+    one_by_one as one_by_one,
+)
 from ._compare import (
     assert_close as assert_close,
     assert_identical as assert_identical,
@@ -49,6 +56,8 @@ from ._zoo import (
 __all__ = [
     "AdjointContract",
     "CallCounter",
+    "CausalContract",
+    "CausalProblem",
     "DenseProblem",
     "Recurrence",
     "RootFinderContract",
@@ -57,6 +66,8 @@ __all__ = [
     "affine_tree",
     "assert_close",
     "assert_identical",
+    "causal_zoo",
+    "causal_zoo_names",
     "dense_affine_scan",
     "dense_jacobian",
     "dense_pullback",
@@ -67,6 +78,7 @@ __all__ = [
     "logistic",
     "loop_affine_scan",
     "lstm",
+    "one_by_one",
     "python_loop",
     "reference_scan",
     "stacked",

@@ -6,6 +6,13 @@ they ask the public verbs and let the oracles judge.
 """
 
 from ._adjoint_contract import AdjointContract as AdjointContract
+from ._causal_contract import CausalContract as CausalContract
+from ._causal_zoo import (
+    causal_zoo as causal_zoo,
+    causal_zoo_names as causal_zoo_names,
+    CausalProblem as CausalProblem,
+    one_by_one as one_by_one,
+)
 from ._compare import (
     assert_close as assert_close,
     assert_identical as assert_identical,
@@ -47,6 +54,8 @@ from ._zoo import (
 __all__ = [
     "AdjointContract",
     "CallCounter",
+    "CausalContract",
+    "CausalProblem",
     "DenseProblem",
     "Recurrence",
     "RootFinderContract",
@@ -55,6 +64,8 @@ __all__ = [
     "affine_tree",
     "assert_close",
     "assert_identical",
+    "causal_zoo",
+    "causal_zoo_names",
     "dense_affine_scan",
     "dense_jacobian",
     "dense_pullback",
@@ -66,6 +77,7 @@ __all__ = [
     "logistic",
     "loop_affine_scan",
     "lstm",
+    "one_by_one",
     "reference_scan",
     "stacked",
     "tanh_cell",
