@@ -64,6 +64,13 @@ class TestSaving:
         assert solution.stats["max_steps"] is None
         assert bool(jnp.isfinite(solution.ys).all())
 
+    @SLOW
+    def test_a_state_without_entries(self):
+        none = diffrax.ODETerm(lambda t, y, args: -y)
+        save = diffrax.SaveAt(steps=True)
+        arguments = (none, diffrax.Heun(), 0.0, 1.0, 0.05, jnp.zeros((2, 0)))
+        assert diffeqsolve(*arguments, saveat=save).ys.shape == (20, 2, 0)
+
     def test_nothing_happens_between_equal_times(self):
         ts = jnp.array([1.0, 1.0])
         saveat = diffrax.SaveAt(

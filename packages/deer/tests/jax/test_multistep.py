@@ -193,6 +193,11 @@ def test_states_before_the_first_step(y0s):
         multistep(ab2, y0s, jnp.zeros((3, 2)), 0.1)
 
 
+def test_an_implicit_step_of_integers():
+    with pytest.raises(TypeError, match="must be real floats, got int64"):
+        multistep(bdf2, jnp.zeros((2, 2), int), jnp.zeros(3), 0.1, implicit=True)
+
+
 @pytest.mark.parametrize("implicit", [False, True])
 def test_an_output_of_another_shape(implicit):
     with pytest.raises(ValueError, match="`f` must return .* of a state of `y0s`"):

@@ -194,6 +194,16 @@ class TestStart:
         args = (jnp.array([1.2, -1.6, 0.4, 0.3, 7.0]), jnp.array(1.5))
         check_derivatives(f, args, 1e-7)
 
+    def test_a_start_that_there_is_not_and_no_step(self):
+        square = lambda slope, y, x, params: y**2 + 1
+        arguments = (square, jnp.zeros(1), None, None, jnp.zeros(1))
+        ys, solution = solve_idae(*arguments, throw=False, return_solution=True)
+        assert np.isnan(ys).all()
+        assert solution.result == RESULTS.nonfinite
+        assert solution.position == 0
+        with pytest.raises(Exception, match="NaN or infinity"):
+            solve_idae(*arguments)
+
 
 TIMES = np.linspace(0.0, 1.0, 4)
 

@@ -13,6 +13,7 @@ from hypothesis import given, strategies as st
 from parafix.core.jax import RESULTS
 from parafix.core.testing.jax import assert_close, assert_identical
 from parafix.deer.jax import solve_ivp
+from parafix.deer.jax._grid import checked_state
 from parafix.deer.jax._phi import responses
 
 
@@ -228,6 +229,18 @@ def test_bad_input(y0, xs, ts, message):
 def test_a_field_of_another_shape(f, message):
     with pytest.raises((TypeError, ValueError), match=message):
         solve_ivp(f, jnp.ones(2), TIMES, None, TIMES)
+
+
+def test_a_state_that_is_no_array():
+    # Past the types of `solve_ivp`, which are looked at in these tests.
+    with pytest.raises(TypeError, match="`y0` must be an array .* got a dict"):
+        checked_state({"a": jnp.ones(2)})
+
+
+def test_a_start_that_is_not_finite_and_no_step():
+    arguments = (cubic, jnp.array([jnp.nan]), TIMES[:1], 1.0, TIMES[:1])
+    _, solution = solve_ivp(*arguments, throw=False, return_solution=True)
+    assert solution.result == RESULTS.nonfinite
 
 
 def test_guesses_of_another_length():

@@ -1,10 +1,12 @@
-"""The recurrent layers under `torch.compile`."""
+"""Layers and verbs under `torch.compile`."""
 
 import subprocess
 import sys
 
+import pytest
 
-_PROGRAM = """
+
+_LAYERS = """
 import torch
 from parafix.deer.torch import GRU
 
@@ -32,10 +34,38 @@ for model in (Model(), GRU(2, 3, solver="deer")):
 print("done")
 """
 
+_VERBS = """
+import torch
+from parafix.deer.torch import scan, solve_ivp
 
-def test_a_solve_breaks_the_graph_and_runs():
+torch.manual_seed(0)
+cell, field = torch.nn.Linear(3, 3), torch.nn.Linear(3, 3)
+y0, t = torch.randn(2, 3), torch.linspace(0, 1, 9)
+xs = torch.randn(8, 2, 3)
+
+def step(h, x):
+    h = torch.tanh(cell(h) + x)
+    return h, h
+
+def loss(solver):
+    _, hs = scan(step, torch.sin(y0), xs, solver=solver)
+    ys = solve_ivp(lambda t, y: torch.sin(t * field(y)), y0, t, solver=solver)
+    return (hs.cos() * ys[1:]).sum()
+
+weights = [*cell.parameters(), *field.parameters()]
+plain = torch.autograd.grad(loss("deer"), weights)
+compiled = torch.compile(loss, backend="eager")
+for solver in ("deer", "sequential"):
+    gradient = torch.autograd.grad(compiled(solver), weights)
+    torch.testing.assert_close(gradient, plain)
+print("done")
+"""
+
+
+@pytest.mark.parametrize("program", [_LAYERS, _VERBS], ids=["layers", "verbs"])
+def test_a_solve_breaks_the_graph_and_runs(program):
     # By itself: the compiler cannot follow the checks of types in these tests.
-    command = [sys.executable, "-W", "ignore", "-c", _PROGRAM]
+    command = [sys.executable, "-W", "ignore", "-c", program]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == ["done"]

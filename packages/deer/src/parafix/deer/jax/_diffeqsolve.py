@@ -128,7 +128,8 @@ def diffeqsolve(
     true, the sentence of the result (an `equinox.EquinoxRuntimeError`). A solution that
     is not finite is a failure, unless the solve is sequential, as in Diffrax. If the
     implicit equation of a step is not solved, the result is Diffrax's, whatever else
-    went well.
+    went well, and the states from there on are NaN; the gradient is that of those
+    before.
 
     ??? cite "Reference"
 

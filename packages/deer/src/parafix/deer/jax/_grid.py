@@ -9,11 +9,17 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Float, PyTree
 
-from parafix.core.jax import Solution
+from parafix.core.jax import RESULTS, Solution
 
 
 def checked_state(y0: Any) -> Float[Array, " n"]:
     """`y0`, a vector of real floats."""
+    nested = jax.tree.structure(y0) != jax.tree.structure(0)
+    if nested and not isinstance(y0, list | tuple):
+        raise TypeError(
+            f"`y0` must be an array (n,), got a {type(y0).__name__}. "
+            "`jax.flatten_util.ravel_pytree` makes a pytree one."
+        )
     y0 = jnp.asarray(y0)
     if y0.ndim != 1:
         raise ValueError(
@@ -87,10 +93,17 @@ def without_first(guess: Any, length: int) -> Any:
     return jnp.asarray(guess)[1:]
 
 
-def with_first(y0: Array, out: Any) -> Any:
+def with_first(y0: Array, out: Any, throw: bool) -> Any:
     """What a recurrence returned, `ys` or `(ys, solution)`, with `y0` as row 0."""
-    if not isinstance(out, tuple):
-        return jnp.concatenate([y0[None], out])
-    _, solution = out
-    ys = jnp.concatenate([y0[None], solution.value])
-    return ys, eqx.tree_at(lambda s: s.value, solution, ys)
+    solution = None
+    if isinstance(out, tuple):
+        out, solution = out[1].value, out[1]
+    ys = jnp.concatenate([y0[None], out])
+    # Where there is no step, nobody else has looked at the start.
+    bad = jnp.array(False) if out.shape[0] else ~jnp.isfinite(y0).all()
+    if throw and not out.shape[0]:
+        ys = RESULTS.nonfinite.error_if(ys, bad)
+    if solution is None:
+        return ys
+    result = RESULTS.where(bad, RESULTS.nonfinite, solution.result)
+    return ys, eqx.tree_at(lambda s: (s.value, s.result), solution, (ys, result))

@@ -104,6 +104,8 @@ def multistep(
     """
     y0s = jax.tree.map(jnp.asarray, y0s)
     order = _num_lags(y0s)
+    if implicit:
+        _check_floats(y0s)
     lags = tuple(jax.tree.map(lambda y, i=i: y[i], y0s) for i in reversed(range(order)))
     steps = num_steps(xs, length)
     start: Any = guess.value if isinstance(guess, Solution) else guess
@@ -117,7 +119,7 @@ def multistep(
         )
     found = None
     improved = implicit and not (named and start == "step")
-    if improved and steps > 0 and not _is_loop(solver):
+    if improved and steps > 0 and not is_loop(solver):
         start, found = _linearised(f, y0s, xs, params, None if named else start, steps)
         named = False
         if isinstance(solver, str) and atol is None:
@@ -211,8 +213,8 @@ def _constant(tree):
     return jax.tree.map(stop, tree)
 
 
-def _is_loop(solver):
-    """Whether a guess would be of no use."""
+def is_loop(solver: Any) -> bool:
+    """Whether the solve is one step after the other, as far as is known here."""
     if solver == "auto":
         return jax.default_backend() == "cpu"
     return solver == "sequential" or isinstance(solver, Sequential)
@@ -239,6 +241,15 @@ def _num_lags(y0s):
             f"{shapes}."
         )
     return orders.pop()[0]
+
+
+def _check_floats(y0s):
+    for y in jax.tree.leaves(y0s):
+        if not jnp.issubdtype(y.dtype, jnp.floating):
+            raise TypeError(
+                "With `implicit=True` all leaves of `y0s` must be real floats, got "
+                f"{y.dtype}."
+            )
 
 
 def _checked_guess(y0s, guess, length):

@@ -70,7 +70,7 @@ def _coarse(step, init, intervals, grid):
     # The last long step may be shorter: its last time is asked for again, and dropped.
     inside = np.minimum(starts[:, None] + np.arange(STRIDE), length - 1)
     ys = jax.vmap(fill)(*long[:2], infos, grid.after[inside])
-    ys = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[:length], ys)
+    ys = jax.tree.map(lambda x: lax.collapse(x, 0, 2)[:length], ys)
     sound = _is_sound(init.y, reached)
     return jax.tree.map(lambda x, y: jnp.where(sound, x, y), ys, init.y)
 

@@ -81,8 +81,11 @@ class ParallelInTime(diffrax.AbstractAdjoint):
 
         ys, result, stats = self._solve(function, step, init, intervals, grid, throw)
         carries, results, infos = ys
-        failure = first_failure(results)
-        result = diffrax.RESULTS.where(diffrax.is_okay(result), failure, result)
+        # Of states that are right; beyond the prefix it may be that of an iterate.
+        failure, position = first_failure(results)
+        genuine = diffrax.is_okay(result) | (position <= stats["converged_prefix"])
+        genuine = genuine & ~diffrax.is_okay(failure)
+        result = diffrax.RESULTS.where(genuine, failure, result)
         starts = delayed(init, carries)
 
         def between(ts):
@@ -91,7 +94,7 @@ class ParallelInTime(diffrax.AbstractAdjoint):
             if dense:
                 info = jax.tree.map(lambda x: x[k], infos)
             else:
-                info = jax.vmap(step)(*at)[1].dense_info
+                info = jax.vmap(take)(*at)[1].dense_info
             before, after, _ = at[1]
             return jax.vmap(step.evaluate)(before, after, info, ts)
 
@@ -101,7 +104,7 @@ class ParallelInTime(diffrax.AbstractAdjoint):
         if step.remembers:
             solver_state = last[2].solver_state
         elif saveat.solver_state:
-            solver_state = step(*last[:2])[1].solver_state
+            solver_state = take(*last[:2])[1].solver_state
         number = jnp.array(length)
         state = dataclasses.replace(
             state,

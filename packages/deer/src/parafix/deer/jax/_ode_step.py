@@ -7,7 +7,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, PyTree, Real
+from jaxtyping import Array, Int, PyTree, Real
 
 
 class Carry(NamedTuple):
@@ -85,7 +85,8 @@ class GuardedStep(eqx.Module):
     On the way to a solution there are iterates whose implicit equation has none that is
     found. There the derivative of a root is asked for at what is no root, and raises.
     So the step is tried first, and where it fails it is NaN, without a derivative: it
-    is taken from the origin instead, over no time.
+    is taken from the origin instead, over no time. (A derivative that is NaN would
+    raise, too, in the linear solve of an earlier step, and for all samples of a batch.)
     """
 
     step: Step
@@ -93,11 +94,7 @@ class GuardedStep(eqx.Module):
     t0: Real[Array, ""]
 
     def __call__(self, carry: Carry, interval: Interval) -> tuple[Carry, Report]:
-        attempt = (self.step, carry, interval)
-        arrays, others = eqx.partition(attempt, eqx.is_array)
-        arrays = jax.tree.map(lax.stop_gradient, arrays)
-        step, *at = eqx.combine(arrays, others)
-        tried, report = step(*at)
+        tried, report = _tried(self.step, carry, interval)
         sound = diffrax.is_okay(report.result)
         for x in jax.tree.leaves(tried.y):
             sound = sound & jnp.isfinite(x).all()
@@ -109,11 +106,21 @@ class GuardedStep(eqx.Module):
         before, after = select((before, after), (self.t0, self.t0))
         carry = select(carry, self.origin)
         new, found = self.step(carry, (before, after, jump))
-        nan = jax.tree.map(lambda x: jnp.full_like(x, jnp.nan), new.y)
         result = diffrax.RESULTS.where(sound, found.result, report.result)
-        return Carry(select(new.y, nan), new.solver_state), found._replace(
-            result=result
-        )
+
+        def or_nan(x):
+            return jnp.where(sound, x, jnp.nan) if eqx.is_inexact_array(x) else x
+
+        y, info = jax.tree.map(or_nan, (new.y, found.dense_info))
+        return Carry(y, new.solver_state), Report(result, info, found.solver_state)
+
+
+def _tried(step, carry, interval):
+    """The step, without any derivative: neither to what its field closes over."""
+    attempt = eqx.filter_closure_convert(step, carry, interval), carry, interval
+    arrays, others = eqx.partition(attempt, eqx.is_array)
+    step, *at = eqx.combine(jax.tree.map(lax.stop_gradient, arrays), others)
+    return step(*at)
 
 
 def differentiable(solver: diffrax.AbstractSolver) -> diffrax.AbstractSolver:
@@ -132,10 +139,13 @@ def differentiable(solver: diffrax.AbstractSolver) -> diffrax.AbstractSolver:
     return solver
 
 
-def first_failure(results: diffrax.RESULTS | None) -> diffrax.RESULTS:
-    """Of the results of all steps, that of the first which failed."""
+def first_failure(
+    results: diffrax.RESULTS | None,
+) -> tuple[diffrax.RESULTS, Int[Array, ""]]:
+    """Of the results of all steps, that of the first which failed; and which it is."""
     if results is None:
-        return diffrax.RESULTS.successful
+        return diffrax.RESULTS.successful, jnp.array(0)
     bad = ~jax.vmap(diffrax.is_okay)(results)
     # Where none is bad this is the first step, which went well.
-    return jax.tree.map(lambda x: x[jnp.argmax(bad)], results)
+    first = jnp.argmax(bad)
+    return jax.tree.map(lambda x: x[first], results), first

@@ -17,7 +17,7 @@ from ._grid import (
     with_first,
     without_first,
 )
-from ._multistep import multistep
+from ._multistep import is_loop, multistep
 
 
 _State = Float[Array, " n"]
@@ -134,7 +134,7 @@ def solve_idae(
         fallback=fallback,
         patience=patience,
     )
-    return with_first(y0, out)
+    return with_first(y0, out, throw and not is_loop(solver))
 
 
 @eqx.filter_jit

@@ -17,6 +17,7 @@ from ._grid import (
     with_first,
     without_first,
 )
+from ._multistep import is_loop
 from ._phi import responses
 from ._seq1d import seq1d
 
@@ -130,7 +131,7 @@ def solve_ivp(
         fallback=fallback,
         patience=patience,
     )
-    return with_first(y0, out)
+    return with_first(y0, out, throw and not is_loop(solver))
 
 
 class _Exponential(eqx.Module):

@@ -19,6 +19,7 @@ from parafix.core.torch import (
 
 from ._auto import choose, PATIENCE
 from ._carry import Layout, Struct
+from ._eager import out_of_graphs
 from ._job import flip, Job, sweeps_serve
 from ._loop import run_sequentially
 from ._run import run_in_parallel
@@ -30,6 +31,7 @@ _X = TypeVar("_X")
 _Y = TypeVar("_Y")
 
 
+@out_of_graphs
 def scan(
     f: Callable[[_Carry, _X], tuple[_Carry, _Y]],
     init: _Carry,

@@ -16,6 +16,7 @@ from parafix.core.torch import (
 
 from ._auto import choose, PATIENCE
 from ._coarse import coarse
+from ._eager import out_of_graphs
 from ._job import Job, MixedSamplesError, sweeps_serve
 from ._one_step import AbstractOneStep, as_one_step
 from ._scan import checked_structure, scan
@@ -25,6 +26,7 @@ from ._steps import checked_state, checked_times, mapped, Steps
 _GUESSES = ("coarse", "init", "step")
 
 
+@out_of_graphs
 def solve_ivp(
     func: Callable[[Any, Any], Any],
     y0: Any,
