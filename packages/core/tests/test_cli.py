@@ -31,7 +31,7 @@ def main(argv=None):
 @pytest.fixture
 def alone(monkeypatch, site):
     """No plugin but those that the test installs."""
-    monkeypatch.setenv("PARAFIX_BLOCK_PLUGINS", "core,deer")
+    monkeypatch.setenv("PARAFIX_BLOCK_PLUGINS", "core,deer,feedforward")
     return site
 
 
@@ -199,7 +199,7 @@ class backends:
         assert words in output
 
     def test_block_list_with_a_typo(self, alone, capsys, monkeypatch):
-        monkeypatch.setenv("PARAFIX_BLOCK_PLUGINS", "core,deer,wodner")
+        monkeypatch.setenv("PARAFIX_BLOCK_PLUGINS", "core,deer,feedforward,wodner")
         assert main(["doctor"]) == 0
         assert "names 'wodner', which is no plugin" in capsys.readouterr().out
 

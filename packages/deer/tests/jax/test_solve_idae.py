@@ -51,6 +51,11 @@ def fine():
 
 
 class TestPendulum:
+    def test_the_constraint(self):
+        ys = solve_idae(pendulum, LEVEL, None, 9.8, np.linspace(0, 2, 301))
+        assert np.abs(ys[:, 0] ** 2 + ys[:, 1] ** 2 - 1).max() < 1e-12
+
+    @pytest.mark.slow
     def test_ten_thousand_points(self):
         ys, solution, expected = fine()
         assert_identical(solution.value, ys)
@@ -63,6 +68,7 @@ class TestPendulum:
         assert solution.stats["num_steps"] <= 3
         assert solution.stats["error_estimate"] < 1e-8
 
+    @pytest.mark.slow
     def test_the_loop_over_the_same_steps(self):
         ts = np.linspace(0, 2, 10_000)
         loop = solve_idae(pendulum, LEVEL, None, 9.8, ts, solver="sequential")
