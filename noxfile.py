@@ -121,8 +121,12 @@ ROOT = pathlib.Path(__file__).parent
 CONSTRAINTS = "constraints.txt"
 OLDEST = "constraints-min.txt"
 FRAMEWORKS = ("jax", "torch", "numpy")
-# Whatever the machine has: `gpu` is the session for the rest.
-ON_CPU = {"JAX_PLATFORMS": "cpu"}
+# Whatever the machine has: `gpu` is the session for the rest. XLA's pool of threads can
+# lock itself up (docs/faq.md), and tests run in several processes anyway.
+ON_CPU = {
+    "JAX_PLATFORMS": "cpu",
+    "XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false",
+}
 INTERPRETED = {**ON_CPU, "TRITON_INTERPRET": "1"}
 
 
