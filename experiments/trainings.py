@@ -53,7 +53,7 @@ class Run:
             "name": self.contestant.name,
             "control": self.contestant.perturbed,
             "seconds": numbers(self._seconds),
-            "losses": numbers([told.loss for told in self._told], 9),
+            "losses": numbers([told.loss for told in self._told], 17),
             "sweeps": [int(told.sweeps) for told in self._told],
             "finished": [int(told.finished) for told in self._told],
             "failed": int(np.sum([told.failed for told in self._told])),
